@@ -1,0 +1,45 @@
+"""Typed configuration: frozen sections that refuse what they do not know."""
+
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from serin.core.errors import ConfigError
+
+
+class Section(BaseModel):
+    """One stage's settings.
+
+    Sections are frozen, refuse unknown fields, and restore the ints that KFP hands back as floats inside dicts.
+    Each field is written once, with its meaning in a docstring below it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+    @classmethod
+    def load(cls, values: dict[str, Any] | None) -> Self:
+        """Validate a plain dict (as KFP or a YAML file gives it).
+
+        Raises:
+            ConfigError: naming the field, what was found and what is expected.
+        """
+        try:
+            return cls.model_validate(values or {})
+        except ValidationError as error:
+            raise ConfigError(describe(error, cls.__name__)) from error
+
+    def dump(self) -> dict[str, Any]:
+        """The section as plain JSON values."""
+        return self.model_dump(mode="json")
+
+
+def describe(error: ValidationError, name: str) -> str:
+    """One sentence for a validation error, naming each field."""
+    problems = []
+    for problem in error.errors(include_url=False):
+        field = ".".join(str(part) for part in problem["loc"]) or name
+        if problem["type"] == "extra_forbidden":
+            problems.append(f"{field!r} is not a setting of {name}")
+        else:
+            problems.append(f"{field!r} is {problem['input']!r}: {problem['msg'].lower()}")
+    return f"{name} cannot be used: {'; '.join(problems)}."

@@ -1,0 +1,155 @@
+"""The journal of an endpoint: what was decided, on which numbers, by which policy, approved by whom.
+
+One entry is one object ``endpoints/<endpoint>/journal/<number>.json``, created only if absent, holding the hash of
+the entry before it.  So an append is atomic on files and on S3, two writers cannot both take a number, and an
+edited, removed or reordered entry breaks the chain.  The champion of an endpoint is what its journal says.
+"""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from serin.core.digests import digest_of
+from serin.core.errors import AlreadyExistsError, IntegrityError, StorageError
+from serin.core.storage import Storage
+
+APPEND_TRIES = 20
+GENESIS = "0" * 64
+
+
+class Entry(BaseModel):
+    """One line of the journal."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    number: int
+    time: str
+    """UTC, ISO 8601."""
+    kind: str
+    """release, gate, rollout, promotion, rollback, monitor."""
+    release_id: str
+    decision: str
+    reasons: tuple[str, ...] = ()
+    evidence: dict[str, Any] = {}
+    policy_version: str = ""
+    approved_by: str = ""
+    lineage_id: str = ""
+    mlflow_run_id: str = ""
+    previous_hash: str
+    hash: str
+
+    def expected_hash(self) -> str:
+        """SHA-256 over every field but the hash itself."""
+        return digest_of(self.model_dump(mode="json", exclude={"hash"}))
+
+
+class Journal:
+    """The journal of one endpoint in a store."""
+
+    def __init__(self, storage: Storage, endpoint: str) -> None:
+        self._storage = storage
+        self.endpoint = endpoint
+        self._prefix = f"endpoints/{endpoint}/journal/"
+
+    def entries(self) -> list[Entry]:
+        """All entries, oldest first, the chain verified.
+
+        Raises:
+            IntegrityError: naming the first entry that does not fit.
+        """
+        entries: list[Entry] = []
+        previous = GENESIS
+        for position, key in enumerate(self._keys(), start=1):
+            entry = self._read(key)
+            if entry.number != position or entry.previous_hash != previous or entry.hash != entry.expected_hash():
+                raise IntegrityError(
+                    f"Journal of {self.endpoint!r} does not hold at entry {position}: it was edited, removed or "
+                    "reordered; restore it from a backup before deploying."
+                )
+            entries.append(entry)
+            previous = entry.hash
+        return entries
+
+    def append(
+        self,
+        kind: str,
+        *,
+        release_id: str,
+        decision: str,
+        reasons: tuple[str, ...] = (),
+        evidence: Mapping[str, Any] | None = None,
+        policy_version: str = "",
+        approved_by: str = "",
+        lineage_id: str = "",
+        mlflow_run_id: str = "",
+    ) -> Entry:
+        """Add an entry at the end.
+
+        Raises:
+            IntegrityError: the journal so far does not hold.
+            StorageError: the store refuses, or other writers keep winning.
+        """
+        for _ in range(APPEND_TRIES):
+            entries = self.entries()
+            draft = Entry(
+                number=len(entries) + 1,
+                time=datetime.now(UTC).isoformat(timespec="milliseconds"),
+                kind=kind,
+                release_id=release_id,
+                decision=decision,
+                reasons=reasons,
+                evidence=json.loads(json.dumps(dict(evidence or {}))),
+                policy_version=policy_version,
+                approved_by=approved_by,
+                lineage_id=lineage_id,
+                mlflow_run_id=mlflow_run_id,
+                previous_hash=entries[-1].hash if entries else GENESIS,
+                hash="",
+            )
+            entry = draft.model_copy(update={"hash": draft.expected_hash()})
+            try:
+                key = f"{self._prefix}{entry.number:08d}.json"
+                self._storage.write(key, entry.model_dump_json().encode(), if_absent=True)
+            except AlreadyExistsError:
+                continue
+            return entry
+        raise StorageError(f"Journal of {self.endpoint!r} is being written by others: try again in a minute.")
+
+    def champion(self) -> str | None:
+        """Release id that serves the endpoint now, or None before the first promotion."""
+        serving = self._served()
+        return serving[-1] if serving else None
+
+    def previous(self) -> str | None:
+        """Release id that served before the champion: where a rollback goes."""
+        serving = self._served()
+        return serving[-2] if len(serving) > 1 else None
+
+    def find(self, *, kind: str | None = None, release_id: str | None = None) -> list[Entry]:
+        """Entries of a kind, of a release, or both; oldest first."""
+        return [
+            entry
+            for entry in self.entries()
+            if (kind is None or entry.kind == kind) and (release_id is None or entry.release_id == release_id)
+        ]
+
+    def _served(self) -> list[str]:
+        served: list[str] = []
+        for entry in self.entries():
+            if entry.kind == "promotion" and (not served or served[-1] != entry.release_id):
+                served.append(entry.release_id)
+            elif entry.kind == "rollback" and len(served) > 1:
+                served.pop()
+        return served
+
+    def _keys(self) -> list[str]:
+        return [key for key in self._storage.keys(self._prefix) if key.endswith(".json")]
+
+    def _read(self, key: str) -> Entry:
+        try:
+            return Entry.model_validate_json(self._storage.read(key))
+        except ValueError as error:
+            raise IntegrityError(f"Journal entry {key} cannot be read: {error}") from error
