@@ -1,0 +1,1 @@
+"""What is composed of the stages and submitted: pipelines, their configurations, the local runner, the CLI."""

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from serin.core.config import Section
 from serin.core.digests import code_version
 from serin.core.errors import SerinError
 from serin.core.journal import Journal
-from serin.core.telemetry import Reporter, reporter_for, silence_dependencies
+from serin.core.processes import die_with_parent
+from serin.core.telemetry import EVENTS_VARIABLE, Reporter, reporter_for, silence_dependencies
 from serin.core.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -106,6 +108,8 @@ def stage_context(
     A ``SerinError`` is reported as one sentence and goes on to the caller.
     """
     silence_dependencies()
+    if EVENTS_VARIABLE in os.environ:
+        die_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     report = reporter_for(stage)
     tracker = Tracker(tracking_uri, endpoint, lineage_id, stage)
@@ -126,6 +130,7 @@ def stage_context(
         _close(tracker, "FAILED")
         raise
     _close(tracker, "FINISHED")
+    report("closed")
 
 
 def _close(tracker: Tracker, status: str) -> None:

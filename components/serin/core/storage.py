@@ -117,8 +117,7 @@ class LocalStorage:
         return self._path(key).is_file()
 
     def keys(self, prefix: str = "") -> list[str]:
-        base = self.root / prefix
-        start = base if base.is_dir() else base.parent
+        start = self.root / prefix.rpartition("/")[0]
         if not start.is_dir():
             return []
         keys = (path.relative_to(self.root).as_posix() for path in start.rglob("*") if path.is_file())

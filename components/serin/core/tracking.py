@@ -146,7 +146,9 @@ class Tracker:
     @cached_property
     def _experiment_id(self) -> str:
         found = self.client.get_experiment_by_name(self._experiment)
-        return str(found.experiment_id if found else self.client.create_experiment(self._experiment))
+        if found:
+            return str(found.experiment_id)
+        return str(self.client.create_experiment(self._experiment, artifact_location=_artifact_root(self._uri)))
 
     def _find_or_create(self, name: str, tags: dict[str, str]) -> str:
         tags = {**tags, LINEAGE_TAG: self._lineage_id}
@@ -157,6 +159,13 @@ class Tracker:
             self.client.update_run(run_id, status="RUNNING")
             return run_id
         return str(self.client.create_run(self._experiment_id, run_name=name, tags=tags).info.run_id)
+
+
+def _artifact_root(tracking_uri: str) -> str | None:
+    """Files of a sqlite tracking database lie beside it, not in whatever folder the process runs in."""
+    if not tracking_uri.startswith("sqlite:///"):
+        return None
+    return (Path(tracking_uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts").as_uri()
 
 
 def prepare_database(tracking_uri: str) -> None:

@@ -1,0 +1,48 @@
+# make demo   the whole loop on this machine        make test   lint, types, contracts and tests
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.serin-installed
+
+export SERIN_HOME ?= $(CURDIR)/.serin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test setup lint types contracts unit clean help
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+setup: $(STAMP)
+
+# pip itself is pinned too: its resolver decides what a constraints file means
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+		{ echo "Python 3.11 is needed: install it, or say make PYTHON=/path/to/python3.11."; exit 1; }
+	@echo "Setting up $(VENV) (about two minutes, 3 GB) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --constraint constraints.txt pip setuptools
+	@$(BIN)/pip install --quiet --constraint constraints.txt torch
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup
+	@$(BIN)/serin data samples $(SERIN_HOME)/samples --json > /dev/null
+	@$(BIN)/serin run --source $(SERIN_HOME)/samples
+
+test: setup lint types contracts unit
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+contracts: setup
+	$(BIN)/lint-imports
+
+unit: setup
+	$(BIN)/pytest
+
+clean:
+	rm -rf .serin .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build *.egg-info

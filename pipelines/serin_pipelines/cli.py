@@ -1,0 +1,213 @@
+"""The ``serin`` command.
+
+Exit codes: 0 done; 1 to 8 an error with one sentence (serin.core.errors); 20 the gate said no; 21 the canary was
+rolled back; 22 it is held; 130 interrupted.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from serin.core.errors import SerinError
+from serin.core.telemetry import silence_dependencies
+from serin_pipelines import cli_stages
+from serin_pipelines.options import (
+    AsJson,
+    ConfigFile,
+    Endpoint,
+    Overrides,
+    Store,
+    Tracking,
+    console,
+    settings,
+    show,
+    store_or_default,
+    tracking_or_default,
+)
+
+app = typer.Typer(
+    name="serin",
+    help="Pipelines from documents and conversations to a guarded LLM endpoint, and back to the release before it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(cli_stages.data, name="data")
+app.command()(cli_stages.finetune)
+app.command()(cli_stages.index)
+app.command()(cli_stages.evaluate)
+app.add_typer(cli_stages.release_app, name="release")
+app.command()(cli_stages.deploy)
+app.command()(cli_stages.monitor)
+
+DEFAULT_PORT = 8080
+DEFAULT_TIMEOUT_S = 3600.0
+
+
+@app.command()
+def run(
+    source: Annotated[str, typer.Option("--source", help="Folder or s3:// prefix of documents and conversations.")],
+    base_model: Annotated[
+        str, typer.Option("--base-model", help="Hugging Face id, folder, s3:// or serin://tiny.")
+    ] = "",
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    store: Store = "",
+    tracking: Tracking = "",
+    endpoint: Endpoint = "",
+    timeout_s: Annotated[
+        float, typer.Option("--timeout-s", help="End the run after this many seconds.")
+    ] = DEFAULT_TIMEOUT_S,
+    as_json: AsJson = False,
+) -> None:
+    """Run the whole training pipeline on this machine; started again, it continues from what is finished.
+
+    Example: serin run --source .serin/samples
+    """
+    from serin_pipelines.display import Display
+    from serin_pipelines.report import print_report
+    from serin_pipelines.runner import run_training
+
+    chosen = settings(config, overrides, endpoint)
+    if base_model:
+        chosen = chosen.model_copy(update={"base_model": base_model})
+    display = Display(Console(highlight=False), quiet=as_json)
+    record = run_training(chosen, source, store_uri=store, tracking_uri=tracking, timeout_s=timeout_s, display=display)
+    if as_json:
+        typer.echo(record.model_dump_json())
+    else:
+        print_report(record, console)
+    if record.status == "rejected":
+        raise typer.Exit(cli_stages.GATE_FAILED)
+    if code := cli_stages.DECISION_CODES.get(record.decision):
+        raise typer.Exit(code)
+
+
+@app.command("compile")
+def compile_command(
+    pipeline: Annotated[str, typer.Argument(help="Which pipeline; 'training' for now.")] = "training",
+    output: Annotated[Path, typer.Option("--output", help="Folder for the IR file.")] = Path("manifests/compiled"),
+    as_json: AsJson = False,
+) -> None:
+    """Compile a pipeline to Kubeflow's intermediate representation (YAML).
+
+    Example: serin compile training --output manifests/compiled
+    """
+    from serin_pipelines.compiling import compile_pipeline
+
+    show({"pipeline": pipeline, "file": str(compile_pipeline(pipeline, output))}, as_json)
+
+
+@app.command()
+def serve(
+    release: Annotated[str, typer.Option("--release", help="Release id; default: the endpoint's champion.")] = "",
+    host: Annotated[str, typer.Option("--host", help="Address; others than loopback need API keys.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="Port to listen on.")] = DEFAULT_PORT,
+    store: Store = "",
+    endpoint: Endpoint = "assistant",
+) -> None:
+    """Serve the champion of an endpoint with the OpenAI API until interrupted.
+
+    Example: serin serve --port 8080
+    """
+    from serin.serve.server import run_gateway
+
+    from serin.core.release import load_release
+    from serin.core.storage import storage_for
+
+    uri = store_or_default(store)
+    served = load_release(storage_for(uri), release) if release else cli_stages.champion_of(uri, endpoint)
+    run_gateway(uri, endpoint, served.id, host=host, port=port)
+
+
+@app.command()
+def lineage(
+    identifier: Annotated[str, typer.Argument(help="Trace id, release id or MLflow run id.")],
+    store: Store = "",
+    tracking: Tracking = "",
+    as_json: AsJson = False,
+) -> None:
+    """Show the data, code, runs, model, index, prompt, guardrails and decisions behind an answer.
+
+    Example: serin lineage 4bf92f3577b34da6a3ce929d0e0e4736
+    """
+    from serin_pipelines.lineage import as_tree
+    from serin_pipelines.lineage import lineage as find_lineage
+
+    found = find_lineage(identifier, store_or_default(store), tracking_or_default(tracking))
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        console.print(as_tree(found), soft_wrap=True)
+
+
+@app.command()
+def runs(
+    last: Annotated[bool, typer.Option("--last", help="Only the newest run.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the local runs: status, release, decision, time.
+
+    Example: serin runs --last --json
+    """
+    from serin_pipelines.records import last_run, load_runs
+
+    if last:
+        record = last_run()
+        show(record.model_dump(mode="json"), as_json)
+        return
+    records = load_runs()
+    if as_json:
+        typer.echo(json.dumps([record.model_dump(mode="json") for record in records]))
+        return
+    table = Table("run", "status", "decision", "release", "seconds", box=None)
+    for record in records:
+        table.add_row(record.run_id, record.status, record.decision, record.release[:12], f"{record.wall_s:.0f}")
+    console.print(table)
+
+
+@app.command()
+def doctor(
+    store: Store = "",
+    port: Annotated[int, typer.Option("--port", help="Port that the endpoint would use.")] = DEFAULT_PORT,
+    as_json: AsJson = False,
+) -> None:
+    """Check this machine: what is missing, and how to get it.
+
+    Example: serin doctor
+    """
+    from serin_pipelines.doctor import examine
+
+    checks = examine(store_or_default(store), port)
+    failed = any(check.status == "fail" for check in checks)
+    if as_json:
+        typer.echo(json.dumps({"ok": not failed, "checks": [check.model_dump() for check in checks]}))
+    else:
+        table = Table("", "check", "found", "what to do", box=None)
+        marks = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "fail": "[red]✗[/]"}
+        for check in checks:
+            table.add_row(marks[check.status], check.name, check.found, check.fix)
+        console.print(table)
+    if failed:
+        raise typer.Exit(7)
+
+
+def main() -> None:
+    """Entry point: a ``SerinError`` becomes one sentence on standard error and its exit code."""
+    silence_dependencies()
+    try:
+        app()
+    except SerinError as error:
+        print(f"serin: {error}", file=sys.stderr)  # noqa: T201 - this is the command's own output
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

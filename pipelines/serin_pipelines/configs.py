@@ -1,0 +1,87 @@
+"""A run's whole configuration, and the named runs that we ship.
+
+A named run is a function that returns a ``RunConfig``; variants edit a base with ``model_copy``.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from serin.data_prep.config import DataPrepConfig
+from serin.evaluate.config import EvaluateConfig
+from serin.finetune.config import FinetuneConfig
+from serin.index.config import IndexConfig
+from serin.monitor.config import MonitorConfig
+from serin.release.config import ReleaseConfig
+
+from serin.core.config import Section
+from serin.core.errors import ConfigError
+from serin.core.prompts import Prompt
+from serin.deploy.config import DeployConfig
+
+
+class RunConfig(Section):
+    """One section per stage, and the few values that operators turn."""
+
+    endpoint: str = "assistant"
+    """Name of the endpoint, of its MLflow experiment and registered model."""
+    base_model: str = "serin://tiny"
+    """Hugging Face id, folder, s3:// prefix or serin://tiny."""
+    data_prep: DataPrepConfig = DataPrepConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    index: IndexConfig = IndexConfig()
+    prompt: Prompt = Prompt()
+    release: ReleaseConfig = ReleaseConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    deploy: DeployConfig = DeployConfig()
+    monitor: MonitorConfig = MonitorConfig()
+
+    def arguments(self) -> dict[str, Any]:
+        """The values as parameters of the training pipeline."""
+        return {
+            "endpoint": self.endpoint,
+            "base_model": self.base_model,
+            "data_prep_config": self.data_prep.dump(),
+            "finetune_config": self.finetune.dump(),
+            "index_config": self.index.dump(),
+            "prompt": self.prompt.dump(),
+            "release_config": self.release.dump(),
+            "evaluate_config": self.evaluate.dump(),
+            "deploy_config": self.deploy.dump(),
+            "monitor_config": self.monitor.dump(),
+        }
+
+
+def load_config(path: Path | None, overrides: list[str]) -> RunConfig:
+    """A run's configuration from a YAML file and ``section.field=value`` overrides (values in YAML).
+
+    Raises:
+        ConfigError: the file cannot be read, or a setting is unknown or of the wrong type.
+    """
+    values = _read(path) if path else {}
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {override!r} is not of the form section.field=value.")
+        _put(values, name.split("."), yaml.safe_load(text), override)
+    return RunConfig.load(values)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"Config {path} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Config {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"Config {path} must be a mapping of sections, not {type(values).__name__}.")
+    return values
+
+
+def _put(values: dict[str, Any], names: list[str], value: Any, override: str) -> None:
+    for name in names[:-1]:
+        values = values.setdefault(name, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"--set {override!r}: {name!r} is a value, not a section.")
+    values[names[-1]] = value

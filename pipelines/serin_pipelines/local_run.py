@@ -1,0 +1,32 @@
+"""The child process of the local runner: one pipeline through kfp.local.
+
+kfp.local replaces the root log handlers, prints a failing task's traceback to standard output only, and has no
+time limit, so it runs in a process of its own that the runner reads, splits into logs and can end.
+"""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+from serin.core.processes import die_with_parent
+from serin.core.telemetry import silence_dependencies
+
+
+def main(folder: Path) -> int:
+    """Run the pipeline whose arguments are in ``<folder>/arguments.json``; 0 when every task succeeded."""
+    die_with_parent()
+    silence_dependencies()
+    from kfp import local
+
+    from serin_pipelines.training import training
+
+    warnings.filterwarnings("ignore", message="You may be attemping to run a task", category=RuntimeWarning)
+    arguments = json.loads((folder / "arguments.json").read_text(encoding="utf-8"))
+    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(folder / "pipeline_root"), raise_on_error=True)
+    training(**arguments)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
