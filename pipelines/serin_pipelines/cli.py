@@ -115,10 +115,9 @@ def serve(
 
     Example: serin serve --port 8080
     """
-    from serin.serve.server import run_gateway
-
     from serin.core.release import load_release
     from serin.core.storage import storage_for
+    from serin.serve.server import run_gateway
 
     uri = store_or_default(store)
     served = load_release(storage_for(uri), release) if release else cli_stages.champion_of(uri, endpoint)
@@ -143,7 +142,7 @@ def lineage(
     if as_json:
         typer.echo(json.dumps(found))
     else:
-        console.print(as_tree(found), soft_wrap=True)
+        console.print(as_tree(found))
 
 
 @app.command()

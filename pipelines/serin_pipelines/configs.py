@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from serin.core.config import Section
+from serin.core.errors import ConfigError
+from serin.core.prompts import Prompt
 from serin.data_prep.config import DataPrepConfig
+from serin.deploy.config import DeployConfig
 from serin.evaluate.config import EvaluateConfig
 from serin.finetune.config import FinetuneConfig
 from serin.index.config import IndexConfig
 from serin.monitor.config import MonitorConfig
 from serin.release.config import ReleaseConfig
-
-from serin.core.config import Section
-from serin.core.errors import ConfigError
-from serin.core.prompts import Prompt
-from serin.deploy.config import DeployConfig
 
 
 class RunConfig(Section):
@@ -41,14 +41,14 @@ class RunConfig(Section):
         return {
             "endpoint": self.endpoint,
             "base_model": self.base_model,
-            "data_prep_config": self.data_prep.dump(),
-            "finetune_config": self.finetune.dump(),
-            "index_config": self.index.dump(),
-            "prompt": self.prompt.dump(),
-            "release_config": self.release.dump(),
-            "evaluate_config": self.evaluate.dump(),
-            "deploy_config": self.deploy.dump(),
-            "monitor_config": self.monitor.dump(),
+            "data_prep_config": self.data_prep.parameters(),
+            "finetune_config": self.finetune.parameters(),
+            "index_config": self.index.parameters(),
+            "prompt": self.prompt.parameters(),
+            "release_config": self.release.parameters(),
+            "evaluate_config": self.evaluate.parameters(),
+            "deploy_config": self.deploy.parameters(),
+            "monitor_config": self.monitor.parameters(),
         }
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from rich.text import Text
 from rich.tree import Tree
 
 from serin.core.artifacts import ArtifactStore, Manifest
@@ -59,28 +60,32 @@ def endpoints(store: ArtifactStore) -> list[str]:
 
 def as_tree(found: dict[str, Any]) -> Tree:
     """The lineage as a tree for a terminal."""
-    tree = Tree(f"[bold]{found['kind']} {found['query']}[/]")
+    tree = Tree(Text(f"{found['kind']} {found['query']}", style="bold"))
     if event := found["event"]:
-        answer = tree.add(f"answer at {event['time']} on track {event['track']}, session {event['session_id']}")
-        answer.add(f"question: {event['question']}")
-        answer.add(f"answer: {event['answer']}")
-        answer.add(f"passages: {', '.join(event['retrieval_ids']) or 'none'}; support {event['support_score']}")
-    release = tree.add(f"[bold]release {found['release'][:12]}[/]")
+        _add_answer(tree, event)
+    release = tree.add(Text(f"release {found['release']}", style="bold"))
     for name, part in found["parts"].items():
-        release.add(f"{name}: {part['digest'][:12]}  {part.get('uri', '')}")
+        release.add(Text(f"{name}: {part['digest'][:12]}  {part.get('uri', '')}"))
     artifacts = tree.add("made from")
     for uri, manifest in found["artifacts"].items():
-        branch = artifacts.add(f"{manifest['kind']} {manifest['digest'][:12]}  {uri}")
-        branch.add(f"inputs: {_pairs(manifest['inputs'])}")
-        branch.add(f"code {manifest['code_version']}, pipeline run {manifest['lineage_id']}, "
-                   f"MLflow run {manifest['mlflow_run_id'] or 'none'}, {manifest['created_at']}")  # fmt: skip
+        branch = artifacts.add(Text(f"{manifest['kind']} {manifest['digest'][:12]}  {uri}"))
+        branch.add(Text(f"inputs: {_pairs(manifest['inputs'])}"))
+        branch.add(Text(f"code {manifest['code_version']}, {manifest['created_at']}"))
+        branch.add(Text(f"pipeline run {manifest['lineage_id']}, MLflow run {manifest['mlflow_run_id'] or 'none'}"))
     decisions = tree.add("decisions")
     for entry in found["decisions"]:
         approved = f", approved by {entry['approved_by']}" if entry["approved_by"] else ""
-        branch = decisions.add(f"{entry['time'][:19]} {entry['kind']}: [bold]{entry['decision']}[/]{approved}")
+        branch = decisions.add(Text(f"{entry['time'][:19]} {entry['kind']}: {entry['decision']}{approved}"))
         for reason in entry["reasons"]:
-            branch.add(reason)
+            branch.add(Text(reason))
     return tree
+
+
+def _add_answer(tree: Tree, event: dict[str, Any]) -> None:
+    answer = tree.add(Text(f"answer at {event['time']} on track {event['track']}, session {event['session_id']}"))
+    answer.add(Text(f"question: {' '.join(event['question'].split())}"))
+    answer.add(Text(f"answer: {' '.join(event['answer'].split())}"))
+    answer.add(Text(f"passages: {', '.join(event['retrieval_ids']) or 'none'}; support {event['support_score']}"))
 
 
 def _resolve(identifier: str, store: ArtifactStore, tracking_uri: str) -> tuple[str, EndpointEvent | None, str]:

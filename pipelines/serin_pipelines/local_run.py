@@ -5,17 +5,19 @@ time limit, so it runs in a process of its own that the runner reads, splits int
 """
 
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
 
 from serin.core.processes import die_with_parent
-from serin.core.telemetry import silence_dependencies
+from serin.core.telemetry import PARENT_VARIABLE, silence_dependencies
 
 
-def main(folder: Path) -> int:
+def main(folder: Path, parent_pid: int) -> int:
     """Run the pipeline whose arguments are in ``<folder>/arguments.json``; 0 when every task succeeded."""
-    die_with_parent()
+    die_with_parent(parent_pid)
+    os.environ[PARENT_VARIABLE] = str(os.getpid())
     silence_dependencies()
     from kfp import local
 
@@ -29,4 +31,4 @@ def main(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from serin.core.artifacts import home
 from serin.core.errors import InputError
+from serin.core.processes import alive
 
 Status = Literal["running", "succeeded", "rejected", "failed", "interrupted"]
 
@@ -96,7 +97,7 @@ def load_runs() -> list[RunRecord]:
             record = RunRecord.model_validate(json.loads(path.read_text(encoding="utf-8")))
         except ValueError:
             continue
-        if record.status == "running" and not _alive(record.pid):
+        if record.status == "running" and not alive(record.pid):
             record.status = "interrupted"
             record.error = "The process of this run is gone; 'serin run' continues from what it finished."
         records.append(record)
@@ -113,13 +114,3 @@ def last_run() -> RunRecord:
     if not runs:
         raise InputError(f"There is no run in {runs_folder()}: start one with 'serin run'.")
     return runs[0]
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

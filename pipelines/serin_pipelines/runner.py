@@ -136,7 +136,7 @@ def _start(record: RunRecord) -> "subprocess.Popen[str]":
         "COLUMNS": "200",
     }
     return subprocess.Popen(  # noqa: S603 - our own module
-        [sys.executable, "-m", "serin_pipelines.local_run", str(record.folder)],
+        [sys.executable, "-m", "serin_pipelines.local_run", str(record.folder), str(os.getpid())],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,

@@ -32,6 +32,17 @@ class Section(BaseModel):
         """The section as plain JSON values."""
         return self.model_dump(mode="json")
 
+    def parameters(self) -> dict[str, Any]:
+        """The section as a KFP parameter, which cannot hold None: fields that are None are left out.
+
+        Raises:
+            ConfigError: a field is None that would come back as its default.
+        """
+        values: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
+        if type(self).load(values) != self:
+            raise ConfigError(f"{type(self).__name__} sets to null what is not null by default: give it a value.")
+        return values
+
 
 def describe(error: ValidationError, name: str) -> str:
     """One sentence for a validation error, naming each field."""

@@ -14,8 +14,8 @@ from serin.core.config import Section
 from serin.core.digests import code_version
 from serin.core.errors import SerinError
 from serin.core.journal import Journal
-from serin.core.processes import die_with_parent
-from serin.core.telemetry import EVENTS_VARIABLE, Reporter, reporter_for, silence_dependencies
+from serin.core.processes import die_with
+from serin.core.telemetry import PARENT_VARIABLE, Reporter, reporter_for, silence_dependencies
 from serin.core.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -108,8 +108,8 @@ def stage_context(
     A ``SerinError`` is reported as one sentence and goes on to the caller.
     """
     silence_dependencies()
-    if EVENTS_VARIABLE in os.environ:
-        die_with_parent()
+    if parent := os.environ.get(PARENT_VARIABLE):
+        die_with(int(parent))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     report = reporter_for(stage)
     tracker = Tracker(tracking_uri, endpoint, lineage_id, stage)

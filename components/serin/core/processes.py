@@ -2,9 +2,13 @@
 
 import ctypes
 import os
+import select
 import signal
+import threading
+import time
 
 PR_SET_PDEATHSIG = 1
+FOLLOW_INTERVAL_S = 0.5
 
 
 def die_with_parent(parent_pid: int | None = None) -> None:
@@ -23,3 +27,38 @@ def die_with_parent(parent_pid: int | None = None) -> None:
     gone = os.getppid() == 1 if parent_pid is None else os.getppid() != parent_pid
     if gone:  # the parent was gone before the kernel was asked
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_with(pid: int) -> None:
+    """Kill this process when another, not necessarily its parent, ends (a thread waits for it).
+
+    kfp.local starts a task through a shell, so the process to live and die with is a grandparent.
+
+    Args:
+        pid: the process to follow; if it is gone already, this one ends at once.
+    """
+    threading.Thread(target=_follow, args=(pid,), name=f"follow-{pid}", daemon=True).start()
+
+
+def _follow(pid: int) -> None:
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        os.kill(os.getpid(), signal.SIGKILL)
+    except (AttributeError, OSError):  # no pidfd on this system
+        while alive(pid):
+            time.sleep(FOLLOW_INTERVAL_S)
+    else:
+        select.select([descriptor], [], [])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process exists."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

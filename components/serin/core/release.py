@@ -2,11 +2,12 @@
 
 import json
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from serin.core.artifacts import Artifact
+from serin.core.artifacts import Artifact, ArtifactStore
 from serin.core.digests import digest_of
 from serin.core.errors import AlreadyExistsError, InputError, IntegrityError
 from serin.core.prompts import Prompt
@@ -101,6 +102,28 @@ def load_release(storage: Storage, release_id: str) -> Release:
 def list_releases(storage: Storage) -> list[str]:
     """Ids of all releases in the store, sorted."""
     return [key.split("/")[1] for key in storage.keys("releases/") if key.endswith("/release.json")]
+
+
+def open_part(part: Part, store: ArtifactStore) -> Artifact:
+    """Open a part of a release, its files verified and its digest compared.
+
+    Raises:
+        StorageError: it is not where the release says.
+        IntegrityError: what is there is something else, or damaged.
+    """
+    artifact = store.open(part.uri)
+    if artifact.digest != part.digest:
+        raise IntegrityError(
+            f"The {part.kind} at {part.uri} has the digest {artifact.digest[:12]}, and the release was made with "
+            f"{part.digest[:12]}: restore it, or make a new release."
+        )
+    return artifact
+
+
+def model_folder(release: Release, store: ArtifactStore) -> Path:
+    """The Hugging Face folder of a release's model: ``merged/`` of a tuned model, the root of a base model."""
+    path = open_part(release.model, store).path
+    return path / "merged" if release.model.kind == "model" else path
 
 
 def _resolve(storage: Storage, release_id: str) -> str:

@@ -1,6 +1,9 @@
 """Serving settings that are part of a release, so that evaluation sees what users will see."""
 
+from collections.abc import Sequence
+
 from serin.core.config import Section
+from serin.core.records import Message
 
 
 class ServingConfig(Section):
@@ -16,3 +19,9 @@ class ServingConfig(Section):
     """Passages whose dense cosine similarity is below this are left out."""
     history_turns: int = 1
     """User turns of the dialogue that form the search query, counted from the last."""
+
+
+def search_query(messages: Sequence[Message], history_turns: int) -> str:
+    """What is searched for: the last user turns of a dialogue, oldest first, in one line."""
+    turns = [turn.content for turn in messages if turn.role == "user"]
+    return " ".join(turns[-history_turns:])

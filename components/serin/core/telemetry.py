@@ -15,6 +15,8 @@ from typing import Any, Protocol
 logger = logging.getLogger(__name__)
 
 EVENTS_VARIABLE = "SERIN_EVENTS"
+PARENT_VARIABLE = "SERIN_PARENT_PID"
+"""Set by the local runner: a stage ends when that process does."""
 LOG_INTERVAL_S = 5.0
 
 NO_TELEMETRY = {

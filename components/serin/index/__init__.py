@@ -1,0 +1,1 @@
+"""index: documents become chunks, embeddings and one searchable, versioned table."""

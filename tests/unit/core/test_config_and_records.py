@@ -35,6 +35,17 @@ def test_sections_survive_a_round_trip_through_json() -> None:
     assert Example.load(section.dump()) == section
 
 
+class WithNone(Section):
+    limit: int | None = None
+    threads: int | None = 2
+
+
+def test_parameters_for_kfp_hold_no_null() -> None:
+    assert WithNone().parameters() == {"threads": 2}
+    with pytest.raises(ConfigError, match="null"):
+        WithNone(threads=None).parameters()
+
+
 def test_digests_ignore_the_order_of_keys() -> None:
     assert digest_of({"a": 1, "b": [1, 2]}) == digest_of({"b": [1, 2], "a": 1})
     with pytest.raises(ValueError, match="Out of range"):

@@ -1,0 +1,82 @@
+"""Settings of the evaluation and the policy of its gate."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from serin.core.config import Section
+from serin.core.digests import digest_of
+
+
+class Rule(Section):
+    """One condition that a candidate must meet."""
+
+    metric: str
+    """Name of the metric, as in the evaluation's results."""
+    kind: Literal["superiority", "non_inferiority", "floor", "ceiling"]
+    """``superiority``: surely better than ``against`` by more than the margin; ``non_inferiority``: surely not worse
+    by more than the margin; ``floor`` and ``ceiling``: the candidate's own value is at least, at most, ``limit``."""
+    against: Literal["baseline", "champion"] | None = None
+    """The release compared with; none for floor and ceiling."""
+    margin: float = Field(0.0, ge=0)
+    """In the metric's unit."""
+    limit: float | None = None
+    """For floor and ceiling, in the metric's unit."""
+    min_items: int = Field(30, ge=2)
+    """Fewer independent items than this fail the rule, whatever the values."""
+    optional: bool = False
+    """Passed over when the evaluation says that the metric cannot apply (a dataset without golden questions)."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Rule":
+        compares = self.kind in ("superiority", "non_inferiority")
+        if compares != (self.against is not None):
+            raise ValueError(f"a {self.kind} rule {'needs' if compares else 'takes no'} 'against'")
+        if compares != (self.limit is None):
+            raise ValueError(f"a {self.kind} rule {'takes no' if compares else 'needs a'} 'limit'")
+        return self
+
+
+DEFAULT_RULES = (
+    Rule(metric="token_f1", kind="superiority", against="baseline"),
+    Rule(metric="token_f1", kind="non_inferiority", against="champion", margin=0.02),
+    Rule(metric="recall_at_5", kind="floor", limit=0.5, min_items=10, optional=True),
+)
+
+
+class GatePolicy(Section):
+    """All rules must hold for a candidate to pass."""
+
+    rules: tuple[Rule, ...] = Field(DEFAULT_RULES, min_length=1)
+    """Judged in order."""
+
+    @property
+    def version(self) -> str:
+        """The first 16 hex digits of the policy's digest."""
+        return digest_of(self.dump())[:16]
+
+
+class EvaluateConfig(Section):
+    """What is measured, and the gate."""
+
+    num_conversations: int = Field(120, ge=2)
+    """Held-out conversations answered from the passages that they come with."""
+    num_retrieved: int = Field(40, ge=0)
+    """How many of them are also answered from live retrieval in the release's index; 0 leaves it out."""
+    num_golden: int = Field(300, ge=0)
+    """Golden questions asked of the index at most; 0 leaves them out."""
+    golden_depth: int = Field(10, ge=5)
+    """Results looked at for each golden question."""
+    num_examples: int = Field(6, ge=0)
+    """Examples won and lost that the report shows, each."""
+    resamples: int = Field(10_000, ge=1_000)
+    """Bootstrap resamples behind each interval."""
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    """Of every interval."""
+    seed: int = 0
+    """Chooses the conversations and seeds the bootstrap and any sampling."""
+    num_threads: int | None = Field(1, ge=1)
+    """CPU threads of the evaluation; none leaves the number to PyTorch.  One is fastest for models of a few million
+    parameters, and by far on a busy machine."""
+    gate: GatePolicy = GatePolicy()
+    """What the candidate must meet."""

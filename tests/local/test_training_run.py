@@ -1,0 +1,177 @@
+"""The whole DAG on the embedded default: killed in three stages, completed, repeated, asked about."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serin.core.artifacts import ArtifactStore
+from serin_pipelines.records import STAGES
+
+from .conftest import Serin, small
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def processes_of(home: Path) -> list[str]:
+    """Command lines of living processes that name this home."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if str(home) in line:
+            found.append(line)
+    return found
+
+
+def half_made(home: Path) -> list[Path]:
+    """Directories that a reader could take for artefacts although they have no manifest."""
+    store = home / "store"
+    return [
+        key
+        for kind in ("dataset", "documents", "base", "model", "index", "evaluation")
+        for key in (store / kind).glob("[!.]*")
+        if not (key / "manifest.json").is_file()
+    ]
+
+
+@pytest.fixture(scope="module")
+def source(serin: Serin) -> Path:
+    from serin.samples.generate import write_samples
+
+    write_samples(serin.folder / "samples", seed=7, num_conversations=600)
+    return serin.folder / "samples"
+
+
+@pytest.fixture(scope="module")
+def killed_stages(serin: Serin, source: Path) -> list[str]:
+    """Start the run and kill -9 it in data_prep, in finetune after a checkpoint, and in index."""
+
+    def started(stage: str) -> bool:
+        return any(event["stage"] == stage and event["event"] == "started" for event in serin.events())
+
+    def training() -> bool:
+        return bool(list((serin.home / "store" / ".work").glob("*/scratch/**/checkpoint*/*")))
+
+    killed = []
+    for stage, reached in (
+        ("data_prep", lambda: started("data_prep")),
+        ("finetune", training),
+        ("index", lambda: started("index")),
+    ):
+        child = serin.start("run", "--source", str(source), *small())
+        serin.kill_when(child, reached)
+        deadline = time.monotonic() + 20
+        while processes_of(serin.home) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert processes_of(serin.home) == [], f"processes outlived a kill in {stage}"
+        assert half_made(serin.home) == []
+        assert serin.json("runs", "--last")["status"] == "interrupted"
+        killed.append(stage)
+    return killed
+
+
+@pytest.fixture(scope="module")
+def first(serin: Serin, source: Path, killed_stages: list[str]) -> dict[str, Any]:
+    """The run that is started again after the kills and completes."""
+    return serin.json("run", "--source", str(source), *small(), code=None)
+
+
+def test_a_run_killed_in_three_stages_completes_when_started_again(
+    first: dict[str, Any], killed_stages: list[str]
+) -> None:
+    assert killed_stages == ["data_prep", "finetune", "index"]
+    assert first["status"] == "succeeded", first["error"]
+    assert [stage["name"] for stage in first["stages"]] == list(STAGES)
+    assert {stage["status"] for stage in first["stages"]} == {"succeeded"}
+    reused = {kind for stage in first["stages"] for kind in stage["reused"]}
+    assert {"dataset", "documents", "base", "model"} <= reused
+
+
+def test_every_artifact_is_whole(serin: Serin, first: dict[str, Any]) -> None:
+    store = ArtifactStore(first["store_uri"])
+    manifests = [key for key in store.storage.keys("") if key.endswith("/manifest.json") and not key.startswith(".")]
+    assert len(manifests) >= 6
+    for key in manifests:
+        store.open(f"{store.uri}/{key.removesuffix('/manifest.json')}")
+
+
+def test_the_last_run_says_what_happened(serin: Serin, first: dict[str, Any]) -> None:
+    last = serin.json("runs", "--last")
+    assert {"status", "release", "decision", "wall_s", "stages"} <= set(last)
+    assert last["run_id"] == first["run_id"]
+    assert last["decision"] in ("promote", "hold", "rollback")
+    listed = serin.json("release", "list")
+    assert listed["champion"] == first["champion"]
+    assert last["release"] in listed["releases"]
+
+
+def test_a_second_run_reuses_everything_and_says_so(serin: Serin, source: Path, first: dict[str, Any]) -> None:
+    second = serin.json("run", "--source", str(source), *small(), code=None)
+    assert second["release"] == first["release"]
+    reused = {stage["name"]: stage["reused"] for stage in second["stages"]}
+    assert all(reused[name] for name in ("data_prep", "finetune", "index"))
+    if first["decision"] == "promote":
+        assert second["decision"] == "unchanged"
+    slowest = {stage["name"]: stage["wall_s"] for stage in second["stages"]}
+    assert slowest["finetune"] < 30
+
+
+def test_lineage_leads_from_a_trace_to_data_code_and_decisions(serin: Serin, first: dict[str, Any]) -> None:
+    deployed = next(stage for stage in first["stages"] if stage["name"] == "deploy")["summary"]
+    found = serin.json("lineage", deployed["sample"]["trace_id"])
+    assert found["kind"] == "trace"
+    assert found["event"]["question"]
+    assert {"model", "index", "data", "prompt", "guardrails", "code"} <= set(found["parts"])
+    assert {manifest["kind"] for manifest in found["artifacts"].values()} >= {"dataset", "documents", "index"}
+    assert {entry["kind"] for entry in found["decisions"]} >= {"release"}
+
+    of_release = serin.json("lineage", first["release"][:12])
+    assert of_release["release"] == first["release"]
+    assert {"release", "gate", "rollout", "monitor"} <= {entry["kind"] for entry in of_release["decisions"]}
+    assert {"dataset", "model", "index"} <= set(of_release["runs"])
+
+    of_run = serin.json("lineage", of_release["runs"]["model"])
+    assert of_run["release"] == first["release"]
+
+
+def test_stages_that_failed_leave_one_sentence_and_a_log(serin: Serin, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    done = serin("run", "--source", str(tmp_path / "empty"), *small(), code=None)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("serin: data_prep: ")
+    log = Path(done.stderr.rsplit("Log: ", 1)[1].strip())
+    assert log.is_file()
+    assert serin.json("runs", "--last")["status"] == "failed"
+
+
+def test_two_runs_of_one_home_do_not_mix(serin: Serin, source: Path) -> None:
+    import fcntl
+
+    with (serin.home / "run.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = serin("run", "--source", str(source), code=8)
+    assert "Another run is under way" in done.stderr
+
+
+def test_the_time_limit_ends_a_run(serin: Serin, source: Path) -> None:
+    done = serin("run", "--source", str(source), "--timeout-s", "0.5", *small(), code=8)
+    assert "--timeout-s" in done.stderr
+    assert processes_of(serin.home) == []
+    assert json.loads(json.dumps(serin.json("runs", "--last")))["status"] == "interrupted"
+
+
+def test_rollback_goes_back_to_the_release_before(serin: Serin, first: dict[str, Any]) -> None:
+    if first["decision"] != "promote":
+        pytest.skip(f"the small run's canary said {first['decision']}")
+    back = serin.json("release", "rollback", "--approved-by", "ada", "--reason", "a drill")
+    assert back["champion"] != first["release"]
+    assert serin.json("release", "list")["champion"] == back["champion"]
+    entries = serin.json("lineage", back["champion"][:12])["decisions"]
+    assert entries[-1]["kind"] == "rollback"
+    assert entries[-1]["approved_by"] == "ada"

@@ -1,0 +1,251 @@
+import json
+import re
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import pytest
+
+from serin.core.artifacts import Built
+from serin.core.errors import InputError, IntegrityError
+from serin.core.records import read_jsonl, write_jsonl
+from serin.core.reference import Reference
+from serin.core.release import save_release
+from serin.core.tracking import prepare_database
+from serin.evaluate.config import EvaluateConfig, GatePolicy, Rule
+from serin.evaluate.results import Answer
+from serin.evaluate.run import champion_of, evaluate, headline, read_results
+
+CONFIG = EvaluateConfig(num_conversations=32, num_retrieved=8, resamples=1000, num_threads=1)
+
+
+def run(world, champion=None, config=CONFIG, dataset=None, candidate=None):
+    with world.stage() as context:
+        return evaluate(
+            config, candidate or world.candidate, world.baseline, champion, dataset or world.dataset, context
+        )
+
+
+def test_a_model_that_learnt_passes_against_one_that_did_not_and_says_by_how_much(world):
+    evaluation = run(world)
+    results = read_results(evaluation.artifact)
+    assert evaluation.decision.outcome == "pass", evaluation.decision.reasons
+    assert results.values["candidate"]["token_f1"].estimate > 0.8
+    assert results.values["baseline"]["token_f1"].estimate < 0.3
+    gain = results.comparisons["baseline"]["token_f1"]
+    assert gain.improvement.low > 0.5
+    assert gain.improvement.count == 32
+    assert gain.won > gain.lost
+    assert results.comparisons["baseline"]["bits_per_byte"].improvement.low > 0
+    assert results.values["candidate"]["number_accuracy"].estimate > 0.8
+    assert results.values["candidate"]["recall_at_5"].estimate == 1.0
+    assert results.num_items == {"given": 32, "retrieved": 8, "golden": 12}
+    assert set(results.by_language) == {"en", "fr"}
+    assert headline(evaluation)["gain_over_baseline"]["low"] > 0.5
+    assert set(headline(evaluation)["metrics"]) == {"candidate", "baseline"}
+
+
+def test_the_untuned_model_fails_against_itself(world):
+    evaluation = run(world, candidate=world.baseline)
+    assert evaluation.decision.outcome == "fail"
+    assert "0.000 better than the baseline's" in evaluation.decision.reasons[0]
+
+
+def test_a_champion_is_compared_with_unless_it_is_the_candidate(world):
+    against = read_results(run(world, champion=world.better).artifact)
+    assert against.comparisons["champion"]["token_f1"].improvement.count == 32
+    itself = run(world, champion=world.candidate)
+    assert itself.decision.outcome == "pass"
+    assert any("the candidate is the champion already" in reason for reason in itself.decision.reasons)
+    assert "champion" not in read_results(itself.artifact).comparisons
+
+
+def test_the_journal_gets_one_gate_entry_for_each_different_evaluation(world):
+    evaluation = run(world)
+    run(world)
+    with world.stage() as context:
+        (entry,) = context.journal.find(kind="gate", release_id=world.candidate.id)
+        assert entry.decision == "pass"
+        assert entry.evidence["evaluation"]["uri"] == evaluation.artifact.uri
+        assert entry.evidence["rules"][0]["observed"]["low"] > 0.5
+        assert entry.policy_version == CONFIG.gate.version
+    run(world, champion=world.better)
+    with world.stage() as context:
+        assert len(context.journal.find(kind="gate")) == 2
+
+
+def test_answers_are_reused_when_only_the_policy_changes(world):
+    run(world)
+    folder = world.dataset.path.parents[1]
+    before = {path: path.stat().st_mtime_ns for path in (folder / "answers").glob("*/answers.jsonl")}
+    strict = GatePolicy(rules=(Rule(metric="token_f1", kind="floor", limit=1.01),))
+    failed = run(world, config=CONFIG.model_copy(update={"gate": strict}))
+    assert failed.decision.outcome == "fail"
+    after = {path: path.stat().st_mtime_ns for path in (folder / "answers").glob("*/answers.jsonl")}
+    assert len(before) >= 2
+    assert after == before
+
+
+def test_evaluating_again_from_nothing_gives_the_same_digest(world):
+    first = run(world).artifact
+    folder = world.dataset.path.parents[1]
+    for kind in ("evaluation", "answers", "retrieval"):
+        (folder / kind).rename(folder / f".{kind}.before")
+    second = run(world).artifact
+    assert second.digest == first.digest
+
+
+def test_a_dataset_without_golden_questions_passes_the_optional_rule_over(world):
+    evaluation = run(world, dataset=world.bare_dataset)
+    assert evaluation.decision.outcome == "pass"
+    assert any("no golden questions" in reason for reason in evaluation.decision.reasons)
+
+
+def test_without_live_retrieval_the_reference_for_monitoring_is_the_given_passages(world):
+    with_retrieval = run(world)
+    without = run(world, config=CONFIG.model_copy(update={"num_retrieved": 0}))
+    (candidate, baseline) = read_jsonl(with_retrieval.artifact.path / "reference.jsonl", Reference)
+    assert (candidate.source, len(candidate.top_scores), len(candidate.refused)) == ("retrieved", 8, 8)
+    assert candidate.release_id == world.candidate.id
+    assert baseline.release_id == world.baseline.id
+    (candidate, _) = read_jsonl(without.artifact.path / "reference.jsonl", Reference)
+    assert (candidate.source, candidate.top_scores, len(candidate.support_scores)) == ("given", (), 32)
+
+
+def test_retrieved_answers_rest_on_passages_of_the_releases_index(world):
+    evaluation = run(world)
+    answers = read_jsonl(evaluation.artifact.path / "candidate.jsonl", Answer)
+    retrieved = [one for one in answers if one.source == "retrieved"]
+    assert all(one.passages and len(one.passages) == len(one.retrieval_scores) for one in retrieved)
+    assert all("costs 12 euros" in one.passages[0] for one in retrieved)
+
+
+def test_an_empty_test_split_is_refused_in_one_sentence(world):
+    with world.stage() as context:
+
+        def build(output, scratch):
+            write_jsonl(output / "test.jsonl", [])
+            return Built()
+
+        empty = context.produce("dataset", build, inputs={"name": "empty"}, config={})
+    with pytest.raises(InputError, match="holds out 0 conversations"):
+        run(world, dataset=empty)
+
+
+def test_a_release_whose_model_was_changed_is_refused(world):
+    changed = world.candidate.model_copy(
+        update={"model": world.candidate.model.model_copy(update={"digest": "0" * 64})}
+    )
+    with pytest.raises(IntegrityError, match="the release was made with"):
+        run(world, candidate=changed)
+
+
+def test_the_champion_is_the_one_that_the_journal_names(world):
+    with world.stage() as context:
+        assert champion_of(context) is None
+        save_release(context.store.storage, world.better)
+        context.journal.append("promotion", release_id=world.better.id, decision="promote")
+        assert champion_of(context) == world.better
+
+
+class Outline(HTMLParser):
+    """Collects what a report is made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.headings, self.links, self.images, self.open = [], [], 0, []
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.links += [value for name, value in attrs if name in ("src", "href")]
+        self.images += tag == "svg" and attributes.get("role") == "img"
+        if tag not in ("meta", "rect", "line", "circle", "br"):
+            self.open.append(tag)
+        if re.fullmatch(r"h\d", tag):
+            self.headings.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag in self.open:
+            assert self.open.pop() == tag
+
+
+def test_the_report_stands_alone_with_the_verdict_first(world):
+    report = (run(world, champion=world.better).artifact.path / "report.html").read_text(encoding="utf-8")
+    outline = Outline()
+    outline.feed(report)
+    assert len(report.encode()) < 500_000
+    assert outline.links == []
+    assert outline.open == []
+    assert outline.headings[0] == "h1"
+    assert outline.images > 10
+    assert "passes the gate" in report[: report.index("<h2>")]
+    assert "http" not in report.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_a_report_escapes_what_users_wrote(world):
+    from serin.evaluate.run import Observed, decide, summarise_all, write_report
+
+    evil = Answer(
+        id="c", group="", language="en", source="given", question="<script>x</script>", reference="one two",
+        answer="", finish_reason="stop",
+    )  # fmt: skip
+    seen = {"candidate": [evil, evil.model_copy(update={"id": "d"})]}
+    seen["baseline"] = [one.model_copy(update={"answer": "one"}) for one in seen["candidate"]]
+    from serin.evaluate.metrics import item_values
+
+    releases = {"candidate": world.candidate, "baseline": world.baseline}
+    observed = {role: Observed(releases[role], seen[role], [], item_values(seen[role], [])) for role in seen}
+    results = summarise_all(CONFIG, observed, {})
+    path = world.dataset.path.parents[1] / "report.html"
+    write_report(path, results, decide(results, CONFIG.gate), seen, CONFIG, "d")
+    assert "&lt;script&gt;" in path.read_text()
+    assert "<script>" not in path.read_text()
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own use of SQLAlchemy
+def test_metrics_and_the_verdict_go_to_mlflow(world, tmp_path):
+    from serin.core.context import stage_context
+
+    tracking_uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    prepare_database(tracking_uri)
+    with stage_context("evaluate", store_uri=world.store_uri, tracking_uri=tracking_uri, lineage_id="run-2") as context:
+        evaluation = evaluate(CONFIG, world.candidate, world.baseline, None, world.dataset, context)
+        data = context.tracker.client.get_run(context.tracker.run_id).data
+    assert data.metrics["candidate.token_f1"] == pytest.approx(
+        read_results(evaluation.artifact).values["candidate"]["token_f1"].estimate
+    )
+    assert data.tags["serin.gate"] == "pass"
+    assert json.loads((evaluation.artifact.path / "decision.json").read_text())["outcome"] == "pass"
+
+
+class LoggedMetrics(SimpleNamespace):
+    """A KFP metrics output."""
+
+    def log_metric(self, name, value):
+        self.metadata[name] = value
+
+
+def test_the_component_returns_whether_the_gate_passed(world, tmp_path):
+    from serin.evaluate.component import evaluate as component
+
+    with world.stage() as context:
+        for release in (world.candidate, world.baseline):
+            save_release(context.store.storage, release)
+    metrics = LoggedMetrics(path=str(tmp_path / "metrics"), metadata={})
+    report, evaluation = (SimpleNamespace(path=str(tmp_path / name), metadata={}) for name in ("html", "evaluation"))
+    passed = component.python_func(
+        release=SimpleNamespace(metadata={"release_id": world.candidate.id}),
+        baseline=SimpleNamespace(metadata={"release_id": world.baseline.id}),
+        dataset=SimpleNamespace(metadata={"uri": world.dataset.uri}),
+        store_uri=world.store_uri,
+        tracking_uri="",
+        endpoint="assistant",
+        lineage_id="run-1",
+        config={**CONFIG.dump(), "num_conversations": 32.0},
+        evaluation=evaluation,
+        metrics=metrics,
+        report=report,
+    )
+    assert passed is True
+    assert metrics.metadata["candidate.token_f1"] > 0.8
+    assert evaluation.metadata["kind"] == "evaluation"
+    assert "passes the gate" in (tmp_path / "html").read_text(encoding="utf-8")
