@@ -5,6 +5,7 @@ rolled back; 22 it is held; 130 interrupted.
 """
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -121,6 +122,9 @@ def serve(
 
     uri = store_or_default(store)
     served = load_release(storage_for(uri), release) if release else cli_stages.champion_of(uri, endpoint)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("serin").setLevel(logging.INFO)
+    console.print(f"Loading release {served.short_id} ... it answers on http://{host}:{port} soon; Ctrl-C ends it.")
     run_gateway(uri, endpoint, served.id, host=host, port=port)
 
 

@@ -87,6 +87,6 @@ def _detail(stage: StageRecord) -> str:
     if stage.status == "failed":
         return f": {stage.message}"
     if stage.status == "succeeded":
-        reused = f", reused {', '.join(stage.reused)}" if stage.reused else ""
+        reused = f", reused {', '.join(dict.fromkeys(stage.reused))}" if stage.reused else ""
         return f" in {stage.wall_s:.1f} s{reused}"
     return ""

@@ -28,9 +28,9 @@ def print_report(record: RunRecord, console: Console) -> None:
 
 
 def _reuse(record: RunRecord, console: Console) -> None:
-    reused = [f"{kind} ({stage.name})" for stage in record.stages for kind in stage.reused]
+    reused = list(dict.fromkeys(kind for stage in record.stages for kind in stage.reused))
     if reused:
-        console.print(f"Reused from an earlier run, same digests: {', '.join(reused)}.")
+        console.print(f"Reused from an earlier run, same digests: {', '.join(reused)}.", soft_wrap=True)
 
 
 def _evaluation(summary: dict[str, Any], console: Console) -> None:
@@ -54,12 +54,13 @@ def _canary(record: RunRecord, rollout: dict[str, Any], console: Console) -> Non
     if evidence := decision["evidence"]:
         console.print(
             f"  {evidence['candidate_sessions']} sessions on the candidate, {evidence['champion_sessions']} on the "
-            f"champion; {rollout['requests']} requests, {rollout['failed_requests']} failed for users"
+            f"champion; {rollout['requests']} requests, {rollout['failed_requests']} failed for users",
+            soft_wrap=True,
         )
     role = "candidate, now champion" if record.champion == record.release else "candidate, not promoted"
     if decision["outcome"] == "unchanged":
         role = "champion already"
-    console.print(f"\n[bold]Champion[/]  release {record.champion}")
+    console.print(f"\n[bold]Champion[/]  release {record.champion}", soft_wrap=True)
     console.print(f"  candidate of this run: {record.release[:12]} ({role})")
 
 

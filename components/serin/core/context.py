@@ -76,7 +76,7 @@ class StageContext:
             sources=sources,
             origin=Origin(lineage_id=self.lineage_id, mlflow_run_id=self.tracker.run_id),
         )
-        if reused:
+        if reused and artifact.manifest.lineage_id != self.lineage_id:
             self.report("reused", kind=kind, digest=artifact.digest, lineage_id=artifact.manifest.lineage_id)
         self.tracker.tags({f"serin.{kind}.digest": artifact.digest, f"serin.{kind}.uri": artifact.uri})
         return artifact

@@ -25,15 +25,15 @@ NO_TELEMETRY = {
     "MLFLOW_TRACKING_DISABLE_TELEMETRY": "true",
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "GIT_PYTHON_REFRESH": "quiet",
 }
+QUIET = {"MLFLOW_LOGGING_LEVEL": "WARNING", "GIT_PYTHON_REFRESH": "quiet", "TOKENIZERS_PARALLELISM": "false"}
+"""Chatter that would stand between a user and the progress of a run."""
 
 
 def silence_dependencies(environment: MutableMapping[str, str] | None = None) -> None:
-    """Switch off usage reports of our dependencies, where the user has not decided otherwise."""
+    """Switch off usage reports and chatter of our dependencies, where the user has not decided otherwise."""
     target = os.environ if environment is None else environment
-    for name, value in NO_TELEMETRY.items():
+    for name, value in (NO_TELEMETRY | QUIET).items():
         target.setdefault(name, value)
 
 

@@ -53,16 +53,20 @@ async def replay(url: str, batch: Sequence[list[str]], *, concurrency: int, time
     async with aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(total=timeout_s)) as client:
 
         async def one(turns: list[str]) -> list[Outcome]:
-            session_id = uuid.uuid4().hex
+            session_id, dialogue, outcomes = uuid.uuid4().hex, list[dict[str, str]](), list[Outcome]()
             async with limit:
-                return [await ask(client, session_id, question) for question in turns]
+                for question in turns:
+                    dialogue.append({"role": "user", "content": question})
+                    outcomes.append(await ask(client, session_id, dialogue))
+                    dialogue.append({"role": "assistant", "content": outcomes[-1].answer or "-"})
+            return outcomes
 
         return [outcome for outcomes in await asyncio.gather(*map(one, batch)) for outcome in outcomes]
 
 
-async def ask(client: aiohttp.ClientSession, session_id: str, question: str) -> Outcome:
-    """One streamed request."""
-    body = {"model": "default", "stream": True, "messages": [{"role": "user", "content": question}]}
+async def ask(client: aiohttp.ClientSession, session_id: str, dialogue: Sequence[dict[str, str]]) -> Outcome:
+    """One streamed request; the dialogue ends with the user's question."""
+    body, question = {"model": "default", "stream": True, "messages": list(dialogue)}, dialogue[-1]["content"]
     try:
         async with client.post("/v1/chat/completions", json=body, headers={"x-session-id": session_id}) as response:
             answer = await _read(response)

@@ -1,0 +1,317 @@
+"""The fine-tune stage: a base and a dataset in, the artefacts 'base' and 'model' out.
+
+``base`` is a Hugging Face folder: for ``serin://tiny`` pretrained here on the documents and, as plain text, the
+training conversations; for any other base a verified copy.  ``model`` holds ``merged/`` (a Hugging Face folder that
+serves), ``adapter/`` (PEFT, with LoRA), ``training.json``, ``card.md`` and ``report.html``.
+
+Both are addressed by what decides them, so that an equal base is never pretrained twice, and a killed run continues
+from the checkpoints that it left in their scratch folders.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from serin.core.artifacts import Artifact, Built
+from serin.core.context import StageContext
+from serin.core.digests import digest_of_file
+from serin.core.errors import InputError
+from serin.core.prompts import Prompt
+from serin.core.records import Conversation, Document, read_jsonl
+from serin.finetune.base import SMALL_FILES, TINY, resolved
+from serin.finetune.config import FinetuneConfig, PhaseConfig, phase_of
+from serin.finetune.data import Sample, encode_conversations, encode_texts, require_trainable, save_samples
+from serin.finetune.loop import MERGED, PROGRESS, Job, LoraSpec
+from serin.finetune.progress import Heartbeat, PhaseReport
+from serin.finetune.ray_train import Session, session_for
+from serin.finetune.report import Curve, card, curve_of, page
+from serin.finetune.tiny import corpus_of, plain_text, pretraining_samples, train_tokenizer, write_untrained
+
+logger = logging.getLogger(__name__)
+
+PREPARED, START, TRAIN, VALIDATION, COUNTS = (
+    "prepared",
+    "start",
+    "train.safetensors",
+    "validation.safetensors",
+    "counts.json",
+)
+TRAINING, CARD, REPORT = "training.json", "card.md", "report.html"
+BASE_SHARE, END_SHARE = 0.45, 0.98
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """What the stage makes."""
+
+    base: Artifact
+    model: Artifact
+
+
+def finetune(
+    config: FinetuneConfig,
+    base_model: str,
+    prompt: Prompt,
+    dataset: Artifact,
+    documents: Artifact,
+    context: StageContext,
+) -> Finetuned:
+    """Make, or find, the base and the model that is tuned from it.
+
+    Args:
+        config: settings of the stage.
+        base_model: ``serin://tiny``, a Hugging Face id, a folder or ``s3://``.
+        prompt: the release's prompt; the model is trained on what it renders.
+        dataset: conversations, split.
+        documents: what ``serin://tiny`` reads before it learns to answer.
+        context: store, tracking and progress.
+
+    Raises:
+        ConfigError: a setting or the base's name is wrong.
+        InputError: the base or the data cannot be used, or the loss is no longer a number.
+        UnavailableError: Ray cannot be started, or the hub cannot be reached.
+    """
+    name = f"finetune-{context.lineage_id or 'alone'}"
+    with Heartbeat(context.progress) as heartbeat, session_for(config, name) as session:
+        heartbeat.say("reading the dataset", 0.0)
+        stage = _Stage(config, base_model, prompt, dataset, documents, context, heartbeat, session)
+        stage.check()
+        base = stage.tiny_base() if base_model == TINY else stage.given_base()
+        return Finetuned(base, stage.model(base))
+
+
+@dataclass
+class _Stage:
+    """One run of the stage."""
+
+    config: FinetuneConfig
+    base_model: str
+    prompt: Prompt
+    dataset: Artifact
+    documents: Artifact
+    context: StageContext
+    heartbeat: Heartbeat
+    session: Session
+    done: float = 0.03
+    """Fraction of the stage that is done when fine-tuning begins."""
+
+    def check(self) -> None:
+        """Refuse what cannot be learned from before anything is started."""
+        answers = (m.content for c in self._split("train") for m in c.messages if m.role == "assistant")
+        if not any(answer.strip() for answer in answers):
+            raise InputError("The dataset has no trainable token: its train split needs conversations with answers.")
+        self.context.tracker.params(
+            {
+                "base_model": self.base_model,
+                "dataset_digest": self.dataset.digest,
+                "documents_digest": self.documents.digest,
+                "prompt_version": self.prompt.version,
+                **self.config.identity(),
+            }
+        )
+
+    def tiny_base(self) -> Artifact:
+        """The base ``serin://tiny``, pretrained on this corpus."""
+
+        def build(output: Path, scratch: Path) -> Built:
+            self.session.start()
+            self.done = BASE_SHARE
+            self.heartbeat.say("training the tokenizer", 0.01)
+            prepared = _once(scratch / PREPARED, self._prepare_pretraining)
+            job = self._job("pretraining", prepared, prepared / START, scratch, phase_of(self.config.tiny))
+            result = self._run(job, (0.03, BASE_SHARE))
+            shutil.copytree(result / MERGED, output, dirs_exist_ok=True)
+            _copy_tokenizer(prepared / START, output)
+            curve = curve_of("pretraining", scratch / PROGRESS)
+            _write_json(output / TRAINING, {"settings": self.config.base_identity(), "curve": curve.dump()})
+            return Built(
+                metadata={"base_model": TINY, "parameters": _num_parameters(output), **curve.metrics()},
+                content=_contents(output, leave_out=(TRAINING,)),
+            )
+
+        return self.context.produce(
+            "base",
+            build,
+            inputs={"documents": self.documents, "dataset": self.dataset},
+            config=self.config.base_identity(),
+        )
+
+    def given_base(self) -> Artifact:
+        """A verified copy of the base that the user names."""
+        self.heartbeat.say("checking the base model", 0.01)
+        with resolved(self.base_model) as folder:
+
+            def build(output: Path, scratch: Path) -> Built:
+                folder.copy_to(output)
+                return Built(metadata={"base_model": self.base_model, "parameters": _num_parameters(output)})
+
+            return self.context.produce("base", build, inputs={"source": folder.digest()}, config={})
+
+    def model(self, base: Artifact) -> Artifact:
+        """The model that is tuned from a base."""
+
+        def build(output: Path, scratch: Path) -> Built:
+            self.session.start()
+            self.heartbeat.say("encoding the conversations", self.done)
+            prepared = _once(scratch / PREPARED, lambda folder: self._prepare_finetuning(folder, base))
+            job = self._job("fine-tuning", prepared, base.path, scratch, phase_of(self.config), base)
+            result = self._run(job, (self.done + 0.01, END_SHARE))
+            shutil.copytree(result, output, dirs_exist_ok=True)
+            _copy_tokenizer(base.path, output / MERGED)
+            content = _contents(output)
+            metadata = self._describe(output, base, scratch, json.loads((prepared / COUNTS).read_text()))
+            return Built(metadata=metadata, content=content)
+
+        return self.context.produce(
+            "model",
+            build,
+            inputs={"base": base, "dataset": self.dataset, "prompt": self.prompt.version},
+            config=self.config.identity(),
+        )
+
+    def _prepare_pretraining(self, folder: Path) -> None:
+        """The tokenizer, the initial weights and the corpus as samples."""
+        documents = read_jsonl(self.documents.path / "documents.jsonl", Document)
+        texts, config = corpus_of(documents, self._split("train")), self.config
+        tokenizer = train_tokenizer(texts, config.tiny)
+        write_untrained(folder / START, tokenizer, config.tiny, config.seed)
+        validation = [plain_text(conversation) for conversation in self._split("validation")]
+        samples = pretraining_samples(tokenizer, texts, config.tiny, config.max_length, config.seed)
+        save_samples(folder / TRAIN, samples)
+        save_samples(folder / VALIDATION, self._encode_some(tokenizer, validation))
+
+    def _encode_some(self, tokenizer: Any, texts: Sequence[str]) -> list[Sample]:
+        wanted = texts[: self.config.validation_samples]
+        return encode_texts(tokenizer, wanted, self.config.max_length) if wanted else []
+
+    def _prepare_finetuning(self, folder: Path, base: Artifact) -> None:
+        """The conversations as samples, and how many of them had to give something up."""
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(base.path, trust_remote_code=False, local_files_only=True)
+        train = encode_conversations(tokenizer, self._split("train"), self.prompt, self.config.max_length)
+        require_trainable(train, self.config.max_length)
+        some = self._split("validation")[: self.config.validation_samples]
+        validation = encode_conversations(tokenizer, some, self.prompt, self.config.max_length)
+        folder.mkdir()
+        save_samples(folder / TRAIN, train.samples)
+        save_samples(folder / VALIDATION, validation.samples)
+        counts = {
+            "samples": len(train.samples),
+            "samples_shortened": train.num_shortened,
+            "samples_left_out": train.num_left_out,
+        }
+        _write_json(folder / COUNTS, counts)
+
+    def _job(
+        self,
+        phase: Literal["pretraining", "fine-tuning"],
+        prepared: Path,
+        model: Path,
+        scratch: Path,
+        optim: PhaseConfig,
+        base: Artifact | None = None,
+    ) -> Job:
+        config = self.config
+        lora = LoraSpec(rank=config.lora_rank, alpha=config.lora_alpha) if base and config.method == "lora" else None
+        model_digest = base.digest if base else digest_of_file(model / "model.safetensors")
+        return Job(
+            phase=phase,
+            model=str(model),
+            base_name=f"serin-base-{base.digest[:12]}" if base else "",
+            train=str(prepared / TRAIN),
+            validation=str(prepared / VALIDATION),
+            folder=str(scratch),
+            inputs={"model": model_digest, "train": digest_of_file(prepared / TRAIN)},
+            optim=optim,
+            lora=lora,
+            precision=config.precision,
+            seed=config.seed,
+            threads=config.cpus_per_worker,
+            checkpoint_interval_s=config.checkpoint_interval_s,
+            validation_interval=config.validation_interval,
+            validation_samples=config.validation_samples,
+        )
+
+    def _run(self, job: Job, share: tuple[float, float]) -> Path:
+        name = "pretrain" if job.phase == "pretraining" else "finetune"
+        self.heartbeat.say(f"{job.phase}: starting", share[0])
+        result = self.session.run(job, PhaseReport(self.heartbeat, self.context.tracker, name, share))
+        self.heartbeat.say(f"{job.phase}: done", share[1])
+        return result
+
+    def _describe(self, output: Path, base: Artifact, scratch: Path, counts: dict[str, int]) -> dict[str, Any]:
+        """Write what people and lineage read about the model; returns its metadata."""
+        curve = curve_of("fine-tuning", scratch / PROGRESS)
+        facts = {
+            "base_model": self.base_model,
+            "base_digest": base.digest,
+            "dataset_digest": self.dataset.digest,
+            "prompt_version": self.prompt.version,
+            "method": self.config.method,
+            "parameters": _num_parameters(output / MERGED),
+            **counts,
+            **curve.metrics(),
+        }
+        settings = self.config.identity()
+        title = f"Model tuned from {self.base_model}"
+        _write_json(output / TRAINING, {"facts": facts, "settings": settings, "curve": curve.dump()})
+        (output / CARD).write_text(card(title, facts, settings), encoding="utf-8")
+        (output / REPORT).write_text(page(title, facts, [*_base_curves(base), curve]), encoding="utf-8")
+        self.context.tracker.artifact(output / REPORT)
+        return facts
+
+    def _split(self, name: str) -> list[Conversation]:
+        return read_jsonl(self.dataset.path / f"{name}.jsonl", Conversation)
+
+
+def _once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """A folder that is made whole, or found from an earlier try."""
+    if not folder.exists():
+        aside = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(aside, ignore_errors=True)
+        make(aside)
+        aside.rename(folder)
+    return folder
+
+
+def _copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy every small file of a model folder that the training did not write itself."""
+    for name in SMALL_FILES:
+        if (source / name).is_file() and not (target / name).exists():
+            shutil.copyfile(source / name, target / name)
+
+
+def _contents(folder: Path, leave_out: Sequence[str] = ()) -> dict[str, str]:
+    """Digests of the files that are repeatable; the others tell how long things took."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    names = {path.relative_to(folder).as_posix(): path for path in files}
+    return {name: digest_of_file(path) for name, path in sorted(names.items()) if name not in leave_out}
+
+
+def _num_parameters(folder: Path) -> int:
+    """Numbers in a folder's safetensors files, read from their headers."""
+    from safetensors import safe_open
+
+    total = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="numpy") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                size = 1
+                for length in tensors.get_slice(name).get_shape():
+                    size *= length
+                total += size
+    return total
+
+
+def _base_curves(base: Artifact) -> list[Curve]:
+    path = base.path / TRAINING
+    return [Curve.parse(json.loads(path.read_text(encoding="utf-8"))["curve"])] if path.is_file() else []
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
