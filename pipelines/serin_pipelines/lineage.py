@@ -104,27 +104,36 @@ def _resolve(identifier: str, store: ArtifactStore, tracking_uri: str) -> tuple[
 
 
 def _release_of_run(run_id: str, store: ArtifactStore, tracking_uri: str) -> str | None:
-    """The release that a pipeline run made: by the stage's own entry, else by the run's lineage id."""
+    """The newest release that an MLflow run had a part in.
+
+    A run may have decided about a release, made one of the artefacts behind it (and then been killed, so that a later
+    run made the release), or be the parent of such runs.
+    """
     entries = [entry for endpoint in endpoints(store) for entry in Journal(store.storage, endpoint).entries()]
-    for entry in reversed(entries):
-        if entry.mlflow_run_id == run_id and entry.release_id:
+    entries.sort(key=lambda entry: entry.time, reverse=True)
+    for entry in entries:
+        if entry.mlflow_run_id == run_id:
             return entry.release_id
-    if not tracking_uri:
-        return None
+    newest_first = dict.fromkeys(entry.release_id for entry in entries)
+    for release_id in newest_first:
+        release = load_release(store.storage, release_id)
+        if any(m.mlflow_run_id == run_id for _, m in _ancestors([release.model.uri, release.index.uri])):
+            return release_id
+    lineage_id = _lineage_of_run(run_id, tracking_uri)
+    return next((entry.release_id for entry in entries if lineage_id and entry.lineage_id == lineage_id), None)
+
+
+def _lineage_of_run(run_id: str, tracking_uri: str) -> str | None:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    from serin.core.tracking import LINEAGE_TAG, RELEASE_TAG
+    from serin.core.tracking import LINEAGE_TAG
 
     try:
         tags = MlflowClient(tracking_uri=tracking_uri).get_run(run_id).data.tags
     except MlflowException:
         return None
-    if RELEASE_TAG in tags:
-        return str(tags[RELEASE_TAG])
-    of_run = [entry for entry in entries if entry.lineage_id == tags.get(LINEAGE_TAG)]
-    gated = [entry.release_id for entry in of_run if entry.kind in ("gate", "release")]
-    return gated[-1] if gated else None
+    return tags.get(LINEAGE_TAG)
 
 
 def _ancestors(uris: list[str]) -> Iterator[tuple[str, Manifest]]:

@@ -14,9 +14,9 @@ import pytest
 
 SMALL = [
     "finetune.max_steps=40",
-    "finetune.checkpoint_interval_s=1",
+    "finetune.checkpoint_interval_s=0.2",
     "finetune.validation_samples=20",
-    "finetune.tiny.max_steps=40",
+    "finetune.tiny.max_steps=250",
     "finetune.tiny.hidden_size=64",
     "finetune.tiny.num_layers=2",
     "finetune.tiny.num_heads=2",
@@ -26,6 +26,7 @@ SMALL = [
     "evaluate.num_retrieved=10",
     "evaluate.num_golden=40",
     "evaluate.resamples=1000",
+    "evaluate.gate.rules=[{metric: bits_per_byte, kind: superiority, against: baseline, min_items: 10}]",
     "deploy.judge.max_ttft_ratio=3",
     "deploy.judge.max_error_increase=0.3",
     "deploy.judge.max_support_drop=0.9",
