@@ -17,7 +17,7 @@ class PhaseConfig(Section):
     """Passes over the samples; the last one may be a part."""
     max_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps; replaces ``epochs`` when set."""
-    learning_rate: float = Field(default=2e-3, gt=0)
+    learning_rate: float = Field(default=3e-3, gt=0)
     """At its peak."""
     schedule: Schedule = "linear"
     """How the learning rate falls to ``final_fraction`` of its peak after warming up."""
