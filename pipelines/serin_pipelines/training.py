@@ -3,13 +3,13 @@
 from typing import Any
 
 from kfp import dsl
+
 from serin.data_prep.component import data_prep
+from serin.deploy.component import deploy
 from serin.evaluate.component import evaluate
 from serin.finetune.component import finetune
 from serin.index.component import index
 from serin.monitor.component import monitor
-
-from serin.deploy.component import deploy
 from serin.release.component import release
 
 

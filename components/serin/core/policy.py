@@ -23,7 +23,7 @@ INJECTION_PATTERNS = (
     r"\byou are now\b.{0,40}\b(?:unrestricted|jailbroken|developer mode|"
     r"without (?:any )?(?:rules|limits|restrictions))",
     r"\b(?:ignore[zr]?|oublie[zr]?|ne tiens pas compte)\b.{0,40}\b(?:instructions?|consignes?|règles?)\b",
-    r"<\|?(?:im_start|im_end|system|endoftext)\|?>",
+    r"<\|?(?:im_start|im_end|system|user|assistant|end|pad|endoftext)\|?>",
 )
 
 
