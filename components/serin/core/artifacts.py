@@ -193,8 +193,12 @@ class ArtifactStore:
                 shutil.rmtree(output)
             output.mkdir(parents=True)
             scratch.mkdir(exist_ok=True)
-            with disk_errors(work):
-                built = build(output, scratch)
+            try:
+                with disk_errors(work):
+                    built = build(output, scratch)
+            except BaseException:
+                shutil.rmtree(output, ignore_errors=True)
+                raise
             origin = origin or Origin()
             files = _entries(output)
             content = built.content if built.content is not None else {n: e.sha256 for n, e in files.items()}

@@ -57,7 +57,7 @@ def test_content_can_be_named_where_files_are_not_repeatable(tmp_path: Path) -> 
     assert len(digests) == 1
 
 
-def test_a_build_that_fails_leaves_nothing_to_read(store: ArtifactStore) -> None:
+def test_a_build_that_fails_leaves_nothing_behind(store: ArtifactStore, tmp_path: Path) -> None:
     def fail(output: Path, _: Path) -> Built:
         (output / "half.txt").write_text("ha")
         raise StorageError("stop")
@@ -65,6 +65,7 @@ def test_a_build_that_fails_leaves_nothing_to_read(store: ArtifactStore) -> None
     with pytest.raises(StorageError, match="stop"):
         produce(store, build=fail)
     assert not any(key.endswith(MANIFEST) for key in store.storage.keys("thing/"))
+    assert not any(path.name == "half.txt" for path in tmp_path.rglob("*"))
     artifact, reused = produce(store)
     assert not reused
     assert set(artifact.manifest.files) == {"sub/numbers.txt"}
