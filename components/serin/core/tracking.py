@@ -169,10 +169,22 @@ def _artifact_root(tracking_uri: str) -> str | None:
 
 
 def prepare_database(tracking_uri: str) -> None:
-    """Create or upgrade a sqlite tracking file once, before several processes open it and race."""
+    """Create or upgrade a sqlite tracking file once, before several processes open it and race.
+
+    Raises:
+        UnavailableError: the file cannot be made, or is no MLflow database.
+    """
     if not tracking_uri.startswith("sqlite:"):
         return
-    Path(tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
-    MlflowClient(tracking_uri=tracking_uri).search_experiments(max_results=1)
+    try:
+        Path(tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        MlflowClient(tracking_uri=tracking_uri).search_experiments(max_results=1)
+    except (OSError, MlflowException, SQLAlchemyError) as error:
+        reason = str(error).splitlines()[0]
+        raise UnavailableError(
+            f"MLflow's database {tracking_uri} cannot be used ({reason}): name another with --tracking."
+        ) from error

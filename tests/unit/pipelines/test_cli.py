@@ -99,3 +99,11 @@ def test_doctor_reports_each_check_as_json() -> None:
     assert {"python", "libraries", "disk", "memory", "store", "telemetry"} <= {c["name"] for c in report["checks"]}
     assert all(check["fix"] for check in report["checks"] if check["status"] != "ok")
     assert done.returncode == (0 if report["ok"] else 7)
+
+
+def test_a_tracking_file_that_is_no_database_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"not a database, but long enough to be taken for one" * 50)
+    done = serin("data", "prep", "--source", str(tmp_path), "--tracking", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert done.returncode == 7
+    assert "name another with --tracking" in done.stderr
+    assert "Traceback" not in done.stderr
