@@ -22,9 +22,11 @@ from serin_pipelines.options import (
     ConfigFile,
     Endpoint,
     Overrides,
+    Parameters,
     Store,
     Tracking,
     console,
+    parse_parameters,
     settings,
     show,
     store_or_default,
@@ -52,10 +54,16 @@ DEFAULT_TIMEOUT_S = 3600.0
 
 @app.command()
 def run(
-    source: Annotated[str, typer.Option("--source", help="Folder or s3:// prefix of documents and conversations.")],
+    pipeline: Annotated[str, typer.Argument(help="training, index_refresh, promotion, monitoring or retraining.")] = (
+        "training"
+    ),
+    source: Annotated[
+        str, typer.Option("--source", help="Folder or s3:// prefix of documents and conversations.")
+    ] = "",
     base_model: Annotated[
         str, typer.Option("--base-model", help="Hugging Face id, folder, s3:// or serin://tiny.")
     ] = "",
+    parameters: Parameters = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
     store: Store = "",
@@ -66,19 +74,24 @@ def run(
     ] = DEFAULT_TIMEOUT_S,
     as_json: AsJson = False,
 ) -> None:
-    """Run the whole training pipeline on this machine; started again, it continues from what is finished.
+    """Run a whole pipeline on this machine; started again, it continues from what is finished.
 
     Example: serin run --source .serin/samples
     """
+    from serin_pipelines.compiling import arguments_for
     from serin_pipelines.display import Display
     from serin_pipelines.report import print_report
-    from serin_pipelines.runner import run_training
+    from serin_pipelines.runner import run_pipeline
 
     chosen = settings(config, overrides, endpoint)
     if base_model:
         chosen = chosen.model_copy(update={"base_model": base_model})
+    given = {"source_uri": source} if source else {}
+    arguments = arguments_for(pipeline, chosen.arguments(), given | parse_parameters(parameters))
     display = Display(Console(highlight=False), quiet=as_json)
-    record = run_training(chosen, source, store_uri=store, tracking_uri=tracking, timeout_s=timeout_s, display=display)
+    record = run_pipeline(
+        pipeline, arguments, store_uri=store, tracking_uri=tracking, timeout_s=timeout_s, display=display
+    )
     if as_json:
         typer.echo(record.model_dump_json())
     else:
@@ -91,17 +104,33 @@ def run(
 
 @app.command("compile")
 def compile_command(
-    pipeline: Annotated[str, typer.Argument(help="Which pipeline; 'training' for now.")] = "training",
-    output: Annotated[Path, typer.Option("--output", help="Folder for the IR file.")] = Path("manifests/compiled"),
+    pipeline: Annotated[str, typer.Argument(help="Which pipeline; all of them if none is named.")] = "",
+    env: Annotated[str, typer.Option("--env", help="staging, prod, local, or a YAML file of your own.")] = "local",
+    output: Annotated[Path, typer.Option("--output", help="Folder for the files; made if absent.")] = Path("compiled"),
+    image: Annotated[
+        list[str] | None,
+        typer.Option("--image", help="TARGET=REFERENCE, such as cpu=.../serin@sha256:...; repeatable."),
+    ] = None,
+    kubernetes_manifests: Annotated[
+        bool, typer.Option("--kubernetes-manifests", help="Write Pipeline and PipelineVersion resources instead.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compile a pipeline to Kubeflow's intermediate representation (YAML).
+    """Compile pipelines to Kubeflow's intermediate representation, one YAML file each.
 
-    Example: serin compile training --output manifests/compiled
+    Example: serin compile --env staging --output compiled/staging
     """
-    from serin_pipelines.compiling import compile_pipeline
+    from serin_pipelines.compiling import compile_pipeline, pipelines
+    from serin_pipelines.environments import load_environment
 
-    show({"pipeline": pipeline, "file": str(compile_pipeline(pipeline, output))}, as_json)
+    images = parse_parameters(image, option="--image")
+    environment = load_environment(env, images)
+    names = [pipeline] if pipeline else list(pipelines())
+    files = {
+        name: str(compile_pipeline(name, output, environment, kubernetes_manifests=kubernetes_manifests))
+        for name in names
+    }
+    show(files, as_json)
 
 
 @app.command()

@@ -37,7 +37,12 @@ class RunConfig(Section):
     monitor: MonitorConfig = MonitorConfig()
 
     def arguments(self) -> dict[str, Any]:
-        """The values as parameters of the training pipeline."""
+        """The values as pipeline parameters; sections that say nothing but the defaults are left to the pipeline."""
+        every = self._values()
+        plain = type(self)()._values()
+        return {name: value for name, value in every.items() if name == "endpoint" or value != plain[name]}
+
+    def _values(self) -> dict[str, Any]:
         return {
             "endpoint": self.endpoint,
             "base_model": self.base_model,

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from serin.core.artifacts import home
 from serin.core.context import StageContext, stage_context
+from serin.core.errors import ConfigError
 from serin.core.tracking import prepare_database
 from serin_pipelines.configs import RunConfig, load_config
 from serin_pipelines.records import new_run_id
@@ -25,6 +26,9 @@ Endpoint = Annotated[str, typer.Option("--endpoint", help="Name of the endpoint 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with one section per stage.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Override one setting: section.field=value; can be repeated.")
+]
+Parameters = Annotated[
+    list[str] | None, typer.Option("--param", help="A parameter of the pipeline: name=value; can be repeated.")
 ]
 BaseModelUri = Annotated[str, typer.Option("--base-model", help="Hugging Face id, folder, s3:// or serin://tiny.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on standard output.")]
@@ -46,6 +50,21 @@ def settings(config: Path | None, overrides: list[str] | None, endpoint: str = "
     """The configuration that a command's options describe."""
     loaded = load_config(config, overrides or [])
     return loaded.model_copy(update={"endpoint": endpoint}) if endpoint else loaded
+
+
+def parse_parameters(given: list[str] | None, option: str = "--param") -> dict[str, str]:
+    """``name=value`` options as a dict.
+
+    Raises:
+        ConfigError: one is not of that form.
+    """
+    values = {}
+    for text in given or []:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"{option} {text!r} is not of the form name=value.")
+        values[name.strip()] = value
+    return values
 
 
 @contextmanager

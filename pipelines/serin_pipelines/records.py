@@ -14,7 +14,15 @@ from serin.core.processes import alive
 
 Status = Literal["running", "succeeded", "rejected", "failed", "interrupted"]
 
-STAGES = ("data_prep", "finetune", "index", "release", "evaluate", "deploy", "monitor")
+STAGES = ("data_prep", "finetune", "index", "release", "evaluate", "deploy", "monitor", "conclude")
+PIPELINE_STAGES = {
+    "training": STAGES,
+    "retraining": ("trigger", *STAGES),
+    "index_refresh": ("data_prep", "index", "release", "evaluate", "deploy", "conclude"),
+    "promotion": ("release", "evaluate", "deploy", "conclude"),
+    "monitoring": ("release", "monitor", "conclude"),
+}
+"""What each pipeline's tasks report themselves as."""
 
 
 class StageRecord(BaseModel):
@@ -43,9 +51,10 @@ class RunRecord(BaseModel):
     pipeline: str
     status: Status = "running"
     decision: str = ""
-    """promote, hold, rollback or unchanged; 'gate failed' when the gate said no."""
+    """promote, hold, rollback or unchanged; 'gate failed' when the gate said no; of monitoring: none, alert, reindex
+    or retrain."""
     release: str = ""
-    """Release id of the candidate."""
+    """Release id of the candidate, or of the release that was looked at."""
     champion: str = ""
     """Release id that serves the endpoint at the end."""
     error: str = ""

@@ -18,10 +18,11 @@ def print_report(record: RunRecord, console: Console) -> None:
     summaries = {stage.name: stage.summary for stage in record.stages}
     console.print(Rule(f"run {record.run_id}: {record.status} in {record.wall_s:.0f} s"))
     _reuse(record, console)
-    _evaluation(summaries["evaluate"], console)
-    if summaries["deploy"]:
-        _canary(record, summaries["deploy"], console)
-    if monitor := summaries["monitor"]:
+    if evaluation := summaries.get("evaluate"):
+        _evaluation(evaluation, console)
+    if rollout := summaries.get("deploy"):
+        _canary(record, rollout, console)
+    if monitor := summaries.get("monitor"):
         console.print(f"\n[bold]Monitor[/]  {monitor.get('outcome', '')}")
         _reasons(monitor.get("reasons", []), console)
     _next(record, summaries, console)
@@ -66,14 +67,15 @@ def _canary(record: RunRecord, rollout: dict[str, Any], console: Console) -> Non
 
 def _next(record: RunRecord, summaries: dict[str, dict[str, Any]], console: Console) -> None:
     serin = _command("serin")
-    lines = [("report", f"file://{summaries['evaluate']['report']}")]
+    pages = [summaries[stage]["report"] for stage in ("evaluate", "monitor") if summaries.get(stage, {}).get("report")]
+    lines = [("report", f"file://{pages[0]}")] if pages else []
     if record.champion:
         body = json.dumps({"messages": [{"role": "user", "content": _question(summaries)}]}, ensure_ascii=False)
         lines += [
             ("ask it", f"{serin} serve   # then, in another terminal:"),
             ("", f"curl -si http://127.0.0.1:8080/v1/chat/completions -H 'content-type: application/json' -d '{body}'"),
         ]
-    if sample := summaries["deploy"].get("sample"):
+    if sample := summaries.get("deploy", {}).get("sample"):
         lines += [
             ("lineage", f"{serin} lineage {sample['trace_id']}   # x-serin-trace-id of an answer"),
             ("", f"asked in the canary: {sample['question']}"),
@@ -91,7 +93,7 @@ def _next(record: RunRecord, summaries: dict[str, dict[str, Any]], console: Cons
 
 
 def _question(summaries: dict[str, dict[str, Any]]) -> str:
-    sample = summaries["deploy"].get("sample") or {}
+    sample = summaries.get("deploy", {}).get("sample") or {}
     question = sample.get("question") or "What can you help me with?"
     return str(question).replace("'", " ").replace('"', " ")
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,9 +20,8 @@ from serin.core.errors import ConfigError, InterruptedRunError, SerinError
 from serin.core.storage import disk_errors, is_remote, local_path
 from serin.core.telemetry import EVENTS_VARIABLE
 from serin.core.tracking import prepare_database
-from serin_pipelines.configs import RunConfig
 from serin_pipelines.display import Display
-from serin_pipelines.records import STAGES, RunRecord, StageRecord, new_run_id
+from serin_pipelines.records import PIPELINE_STAGES, RunRecord, StageRecord, new_run_id
 
 POLL_S = 0.2
 ENDING_S = 5.0
@@ -36,20 +35,20 @@ class StageFailedError(SerinError):
     """A stage of a run failed; the text names the stage, the reason and the log."""
 
 
-def run_training(
-    config: RunConfig,
-    source_uri: str,
+def run_pipeline(
+    name: str,
+    arguments: Mapping[str, Any],
     *,
     store_uri: str = "",
     tracking_uri: str = "",
     timeout_s: float,
     display: Display,
 ) -> RunRecord:
-    """Run the training pipeline on this machine and wait for it.
+    """Run a pipeline on this machine and wait for it.
 
     Args:
-        config: all stages' settings.
-        source_uri: documents and conversations.
+        name: which pipeline.
+        arguments: its parameters, without store_uri, tracking_uri and lineage_id.
         store_uri: the artefact store; empty for the one below SERIN_HOME.
         tracking_uri: MLflow; empty for a sqlite file below SERIN_HOME.
         timeout_s: the run is ended after this long.
@@ -64,29 +63,31 @@ def run_training(
     """
     with _lock():
         store_uri, tracking_uri = _defaults(store_uri, tracking_uri)
-        source_uri = source_uri if is_remote(source_uri) else str(local_path(source_uri))
+        source_uri = str(arguments.get("source_uri", ""))
+        if source_uri and not is_remote(source_uri):
+            source_uri = str(local_path(source_uri))
         record = RunRecord(
             run_id=new_run_id(),
-            pipeline="training",
+            pipeline=name,
             pid=os.getpid(),
             started_at=datetime.now(UTC).isoformat(timespec="seconds"),
             source_uri=source_uri,
             store_uri=store_uri,
             tracking_uri=tracking_uri,
-            endpoint=config.endpoint,
-            stages=[StageRecord(name=name) for name in STAGES],
+            endpoint=str(arguments.get("endpoint", "")),
+            stages=[StageRecord(name=stage) for stage in PIPELINE_STAGES[name]],
         )
         with disk_errors(record.folder):
             record.save()
         prepare_database(tracking_uri)
-        arguments = {
-            **config.arguments(),
-            "source_uri": source_uri,
+        given = {
+            **arguments,
+            **({"source_uri": source_uri} if source_uri else {}),
             "store_uri": store_uri,
             "tracking_uri": tracking_uri,
             "lineage_id": record.run_id,
         }
-        (record.folder / "arguments.json").write_text(json.dumps(arguments, indent=1), encoding="utf-8")
+        (record.folder / "arguments.json").write_text(json.dumps(given, indent=1), encoding="utf-8")
         with display.following(record):
             _supervise(record, timeout_s, display)
         return record
@@ -136,7 +137,7 @@ def _start(record: RunRecord) -> "subprocess.Popen[str]":
         "COLUMNS": "200",
     }
     return subprocess.Popen(  # noqa: S603 - our own module
-        [sys.executable, "-m", "serin_pipelines.local_run", str(record.folder), str(os.getpid())],
+        [sys.executable, "-m", "serin_pipelines.local_run", record.pipeline, str(record.folder), str(os.getpid())],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
@@ -178,13 +179,14 @@ def _conclude(record: RunRecord, returncode: int | None, timed_out: bool, logs: 
             stage.status = "skipped"
     summaries = {stage.name: stage.summary for stage in record.stages}
     record.release = summaries["release"].get("release", "")
-    rollout = summaries["deploy"]
-    if rollout:
+    record.champion = summaries["conclude"].get("champion", "")
+    record.status = "succeeded"
+    if rollout := summaries.get("deploy"):
         record.decision = rollout["decision"]["outcome"]
-        record.champion = record.release if record.decision in ("promote", "unchanged") else rollout["champion"]
-        record.status = "succeeded"
-    else:
+    elif "deploy" in summaries:
         record.decision, record.status = "gate failed", "rejected"
+    else:
+        record.decision = summaries["monitor"].get("outcome", "")
 
 
 def _apply(record: RunRecord, events: list[dict[str, Any]], logs: "TaskLogs") -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from serin.core.artifacts import ArtifactStore
+from serin.core.journal import Journal
 from serin_pipelines.records import STAGES
 
 from .conftest import Serin, small
@@ -179,3 +180,76 @@ def test_rollback_goes_back_to_the_release_before(serin: Serin, first: dict[str,
     entries = serin.json("lineage", back["champion"][:12])["decisions"]
     assert entries[-1]["kind"] == "rollback"
     assert entries[-1]["approved_by"] == "ada"
+
+
+GATE = json.dumps(
+    {
+        "num_conversations": 40, "num_retrieved": 10, "num_golden": 40, "resamples": 1000,
+        "gate": {"rules": [
+            {"metric": "bits_per_byte", "kind": "non_inferiority", "against": "baseline", "margin": 0.5},
+        ]},
+    }
+)  # fmt: skip
+CANARY = json.dumps(
+    {"judge": {"max_ttft_ratio": 3, "max_error_increase": 0.3, "max_support_drop": 0.9, "min_sessions": 10}}
+)
+
+
+def outcomes(run: dict[str, Any]) -> dict[str, Any]:
+    return {stage["name"]: stage["summary"] for stage in run["stages"]}
+
+
+def test_a_changed_document_reaches_the_endpoint_by_index_refresh(
+    serin: Serin, source: Path, first: dict[str, Any]
+) -> None:
+    page = next(source.rglob("*.md"))
+    page.write_text(page.read_text() + "\nWe are also open on Sundays from ten to four.\n")
+    arguments = ("--source", str(source), "--param", f"evaluate_config={GATE}", "--param", f"deploy_config={CANARY}")
+    run = serin.json("run", "index_refresh", *arguments, code=None)
+    assert run["status"] == "succeeded", run["error"] + serin.logs()
+    assert run["release"] != first["champion"]
+    made, before = (serin.json("release", "show", release) for release in (run["release"], first["champion"]))
+    assert made["index"]["digest"] != before["index"]["digest"]
+    assert made["model"] == before["model"]
+    assert outcomes(run)["release"]["baseline"] == first["champion"]
+
+
+def test_a_release_is_promoted_into_another_store_under_its_own_id(serin: Serin, first: dict[str, Any]) -> None:
+    target = str(serin.folder / "prod")
+    arguments = (
+        "--param", f"release_id={first['release'][:12]}", "--param", f"source_store_uri={first['store_uri']}",
+        "--param", "approved_by=auditor", "--param", f"evaluate_config={GATE}", "--param", f"deploy_config={CANARY}",
+    )  # fmt: skip
+    run = serin.json("run", "promotion", *arguments, "--store", target, code=None)
+    assert run["status"] == "succeeded", run["error"] + serin.logs()
+    assert run["release"] == first["release"]
+    assert outcomes(run)["release"]["imported"] is True
+    journal = Journal(ArtifactStore(target).storage, "assistant")
+    (approval,) = journal.find(kind="approval")
+    assert approval.approved_by == "auditor"
+    assert [entry.decision for entry in journal.find(kind="gate", release_id=run["release"])] == ["pass"]
+    if run["decision"] == "promote":
+        assert journal.champion() == run["release"]
+        assert journal.find(kind="promotion")[-1].approved_by == "auditor, canary judge"
+
+
+def test_monitoring_looks_at_the_champion_and_concludes(serin: Serin, first: dict[str, Any]) -> None:
+    run = serin.json("run", "monitoring")
+    assert run["status"] == "succeeded"
+    assert run["decision"] in ("none", "alert", "reindex", "retrain")
+    assert run["release"] == run["champion"] == serin.json("release", "list")["champion"]
+    assert outcomes(run)["conclude"]["state"] == "SUCCEEDED"
+
+
+def test_a_retraining_on_a_window_without_data_fails_in_one_sentence_and_is_concluded(
+    serin: Serin, source: Path, first: dict[str, Any]
+) -> None:
+    arguments = ("--param", "trigger_id=test-1", "--param", "window_start=2031-01-01")
+    run = serin("run", "retraining", "--source", str(source), *arguments, *small(), code=None)
+    assert run.returncode != 0
+    assert "data_prep: " in run.stderr
+    assert "Traceback" not in run.stderr
+    last = serin.json("runs", "--last")
+    assert (last["status"], outcomes(last)["conclude"]["state"]) == ("failed", "FAILED")
+    (trigger,) = Journal(ArtifactStore(first["store_uri"]).storage, "assistant").find(kind="trigger")
+    assert trigger.evidence["trigger_id"] == "test-1"

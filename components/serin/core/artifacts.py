@@ -220,6 +220,35 @@ class ArtifactStore:
             shutil.rmtree(work, ignore_errors=True)
             return artifact, False
 
+    def adopt(self, artifact: Artifact) -> Artifact:
+        """Publish a copy of another store's artefact here, under its own kind and key.
+
+        Returns:
+            The copy, or the one that is here already.
+
+        Raises:
+            IntegrityError: another artefact has its key here.
+            StorageError: no space, or the store cannot be written.
+        """
+        kind, key = artifact.manifest.kind, artifact.manifest.key
+        with self._workspace(kind, key) as work:
+            found = self.find(kind, key)
+            if found is None:
+                output = work / "output"
+                shutil.rmtree(output, ignore_errors=True)
+                with disk_errors(work):
+                    for name in artifact.manifest.files:
+                        (output / name).parent.mkdir(parents=True, exist_ok=True)
+                        shutil.copyfile(artifact.path / name, output / name)
+                found = self._publish(kind, key, output, artifact.manifest)
+                shutil.rmtree(work, ignore_errors=True)
+        if found.digest != artifact.digest:
+            raise IntegrityError(
+                f"{found.uri} holds the digest {found.digest[:12]} and {artifact.uri} has {artifact.digest[:12]}: two "
+                "builds of one key differ; move the older one away, then try again."
+            )
+        return found
+
     def _publish(self, kind: str, key: str, output: Path, manifest: Manifest) -> Artifact:
         uri = join(self.uri, kind, key)
         data = manifest.model_dump_json(indent=1).encode()

@@ -12,13 +12,16 @@ from typing import Any, Protocol
 from serin.core.artifacts import Artifact, ArtifactStore, Built, Origin
 from serin.core.config import Section
 from serin.core.digests import code_version
-from serin.core.errors import SerinError
+from serin.core.errors import ConfigError, SerinError
 from serin.core.journal import Journal
 from serin.core.processes import die_with
 from serin.core.telemetry import PARENT_VARIABLE, Reporter, reporter_for, silence_dependencies
 from serin.core.tracking import Tracker
 
 logger = logging.getLogger(__name__)
+
+RUN_VARIABLE = "SERIN_RUN_ID"
+"""On a cluster: the id of the Kubeflow run, the lineage id of runs that are given none."""
 
 
 class PipelineArtifact(Protocol):
@@ -101,12 +104,36 @@ class StageContext:
 
 @contextmanager
 def stage_context(
-    stage: str, *, store_uri: str, tracking_uri: str = "", lineage_id: str = "", endpoint: str = "assistant"
+    stage: str,
+    *,
+    store_uri: str,
+    tracking_uri: str = "",
+    lineage_id: str = "",
+    endpoint: str = "assistant",
+    compiled_for: str = "",
 ) -> Iterator[StageContext]:
     """Everything around a stage: logging, telemetry switched off, the MLflow run opened and closed.
 
     A ``SerinError`` is reported as one sentence and goes on to the caller.
+
+    Args:
+        stage: its name.
+        store_uri: where artefacts, releases and the journal are kept.
+        tracking_uri: MLflow; empty for none.
+        lineage_id: ties a run's work together; empty: ``$SERIN_RUN_ID``.
+        endpoint: whose work it is.
+        compiled_for: the stage's code version that the pipeline was compiled from, so that what Kubeflow's cache
+            took for the same is the same; empty: not checked.
+
+    Raises:
+        ConfigError: this image holds other code than the pipeline was compiled from.
     """
+    if compiled_for and compiled_for != code_version(stage):
+        raise ConfigError(
+            f"The pipeline was compiled from code {compiled_for} of {stage}, and this image holds "
+            f"{code_version(stage)}: compile it again with the image of the same version."
+        )
+    lineage_id = lineage_id or os.environ.get(RUN_VARIABLE, "")
     silence_dependencies()
     if parent := os.environ.get(PARENT_VARIABLE):
         die_with(int(parent))

@@ -23,6 +23,8 @@ from serin.core.errors import ServingError
 logger = logging.getLogger(__name__)
 
 TOKEN_VARIABLE = "SERIN_ADMIN_TOKEN"  # noqa: S105 - the variable's name
+GATEWAY_VARIABLE = "SERIN_GATEWAY_URL"
+"""Where rollouts find the endpoint's gateway when their settings name none."""
 KEYS_VARIABLE = "SERIN_API_KEYS"
 REQUEST_TIMEOUT_S = 300.0
 """A rollout request loads releases."""

@@ -4,6 +4,7 @@ MLflow mirrors what happened so that people find it; artefact manifests and the 
 found or created by tags, and every call names its run id, so a stage that runs again continues its own run.
 """
 
+import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,8 @@ STAGE_TAG = "serin.stage"
 RELEASE_TAG = "serin.release_id"
 PARENT_TAG = "mlflow.parentRunId"
 ALIASES = ("candidate", "champion", "previous")
+RUN_ID_VARIABLE = "MLFLOW_RUN_ID"
+"""Set in a task's pod by Kubeflow Pipelines' MLflow plugin, which has made a run for the task already."""
 
 
 class Tracker:
@@ -56,6 +59,8 @@ class Tracker:
     def run_id(self) -> str:
         """The stage's run, found or created below the run of its lineage id; empty when tracking is off.
 
+        Where Kubeflow's MLflow plugin has made a run for the task, that one is used and tagged.
+
         Raises:
             UnavailableError: MLflow cannot be reached.
         """
@@ -64,6 +69,8 @@ class Tracker:
         from mlflow.exceptions import MlflowException
 
         try:
+            if given := os.environ.get(RUN_ID_VARIABLE):
+                return self._attach(given)
             parent = self._find_or_create(f"pipeline {self._lineage_id}", {STAGE_TAG: "pipeline"})
             return self._find_or_create(self._stage, {STAGE_TAG: self._stage, PARENT_TAG: parent})
         except MlflowException as error:
@@ -101,6 +108,27 @@ class Tracker:
         """Close the stage's run as FINISHED or FAILED, if it was ever used."""
         if "run_id" in self.__dict__ and self.run_id:
             self.client.set_terminated(self.run_id, status)
+
+    def conclude(self, status: str) -> int:
+        """Close the runs of this lineage that nobody closed: the pipeline's own, and those of killed stages.
+
+        Args:
+            status: FINISHED or FAILED, for the pipeline's run; the others become KILLED.
+
+        Returns:
+            How many killed stages there were.
+        """
+        if not self.enabled or not self._lineage_id:
+            return 0
+        query = f"tags.`{LINEAGE_TAG}` = '{self._lineage_id}' and attributes.status = 'RUNNING'"
+        killed = 0
+        for run in self.client.search_runs([self._experiment_id], query):
+            own = run.data.tags.get(STAGE_TAG)
+            if own == self._stage:
+                continue
+            self.client.set_terminated(run.info.run_id, status if own == "pipeline" else "KILLED")
+            killed += own != "pipeline"
+        return killed
 
     def register(self, name: str, release_id: str, source_uri: str) -> str:
         """The version of a registered model that stands for a release: found, or created.
@@ -149,6 +177,11 @@ class Tracker:
         if found:
             return str(found.experiment_id)
         return str(self.client.create_experiment(self._experiment, artifact_location=_artifact_root(self._uri)))
+
+    def _attach(self, run_id: str) -> str:
+        for tag, value in {STAGE_TAG: self._stage, LINEAGE_TAG: self._lineage_id}.items():
+            self.client.set_tag(run_id, tag, value)
+        return run_id
 
     def _find_or_create(self, name: str, tags: dict[str, str]) -> str:
         tags = {**tags, LINEAGE_TAG: self._lineage_id}

@@ -14,6 +14,8 @@ def data_prep(
     endpoint: str,
     lineage_id: str,
     config: dict,
+    window_start: str,
+    window_end: str,
     dataset: Output[Dataset],
     documents: Output[Dataset],
     summary: Output[Markdown],
@@ -29,7 +31,9 @@ def data_prep(
     with stage_context(
         "data_prep", store_uri=store_uri, tracking_uri=tracking_uri, lineage_id=lineage_id, endpoint=endpoint
     ) as context:
-        prepared = prepare(DataPrepConfig.load(config), source_uri, context)
+        window = {"window_start": window_start, "window_end": window_end}
+        settings = DataPrepConfig.load({**config, **{name: day for name, day in window.items() if day}})
+        prepared = prepare(settings, source_uri, context)
         context.export(prepared.dataset, dataset)
         context.export(prepared.documents, documents)
         Path(summary.path).write_text(summarise(prepared.dataset, prepared.documents), encoding="utf-8")

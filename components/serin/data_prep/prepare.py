@@ -6,6 +6,7 @@ Run it alone with ``serin data``.  The same files and settings give the same dig
 import json
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from serin.core.artifacts import Artifact, Built
@@ -37,8 +38,10 @@ def prepare(config: DataPrepConfig, source_uri: str, context: StageContext) -> P
         context: store, progress.
 
     Raises:
+        ConfigError: the data window is empty.
         InputError: the source is missing, empty, broken (naming file and line), or holds nothing to learn from.
     """
+    config = config.on(datetime.now(UTC).date())
     context.progress(f"listing {source_uri}", 0.0)
     with open_source(source_uri, config.exclude) as source:
         work = _Work(config, source, context)

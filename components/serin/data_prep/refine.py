@@ -1,5 +1,6 @@
 """From raw records to clean ones: text repaired, personal data masked, duplicates and leaks removed, split."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -23,6 +24,9 @@ from serin.data_prep.rows import Raw
 from serin.data_prep.splits import leaked, split, template_of
 
 Progress = Callable[[str, float | None], None]
+DATES = ("date", "time", "timestamp", "created_at")
+"""Columns of a conversation's day, the first that is there; ISO 8601."""
+ISO_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,9 @@ def _conversations(raws: list[Raw], published: Collection[str], state: _State) -
 
 def _conversation(raw: Raw, published: Collection[str], state: _State) -> Conversation | None:
     """The clean conversation, or None when it was rejected."""
+    if outside := _outside_window(raw, state.config):
+        state.reject(raw, outside)
+        return None
     turns = [(role, _clean(content, clean_line, state)) for role, content in raw.turns]
     if state.config.placeholders == "reject" and any(has_placeholder(content) for _, content in turns):
         state.reject(raw, "unfilled placeholder")
@@ -148,6 +155,17 @@ def _conversation(raw: Raw, published: Collection[str], state: _State) -> Conver
         group=raw.group or template_of(question),
         metadata=raw.metadata,
     )
+
+
+def _outside_window(raw: Raw, config: DataPrepConfig) -> str:
+    """Why a conversation is not of the data window; empty when it is, or when there is none."""
+    if not config.window_start and not config.window_end:
+        return ""
+    day = next((raw.metadata[name][:10] for name in DATES if name in raw.metadata), "")
+    if not ISO_DAY.fullmatch(day):
+        return "no date"
+    inside = config.window_start <= day and (not config.window_end or day < config.window_end)
+    return "" if inside else "outside the data window"
 
 
 def _problem(turns: list[tuple[str, str]]) -> str:

@@ -16,6 +16,7 @@ def deploy(
     endpoint: str,
     lineage_id: str,
     config: dict,
+    approved_by: str,
     rollout: dsl.Output[dsl.Artifact],
     summary: dsl.Output[dsl.Markdown],
 ) -> str:
@@ -37,6 +38,7 @@ def deploy(
             load_release(context.store.storage, baseline.metadata["release_id"]),
             context.open(dataset),
             context,
+            approved_by=approved_by,
         )
         Path(summary.path).write_text(markdown(result), encoding="utf-8")
         Path(rollout.path).write_text(as_json(result), encoding="utf-8")

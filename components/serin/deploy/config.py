@@ -48,7 +48,8 @@ class DeployConfig(Section):
     request_timeout_s: float = Field(60.0, gt=0)
     """Limit of one replayed request."""
     gateway_url: str = ""
-    """A running gateway to roll out on (its token in SERIN_ADMIN_TOKEN); empty starts one for the rollout."""
+    """A running gateway to roll out on (its token in SERIN_ADMIN_TOKEN); empty: ``$SERIN_GATEWAY_URL``, else one is
+    started for the rollout's length."""
     seed: int = 7
     """Order of the replayed questions."""
     judge: JudgePolicy = JudgePolicy()

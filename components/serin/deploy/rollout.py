@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import logging
+import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,16 +16,15 @@ from serin.core.context import StageContext
 from serin.core.decision import Decision
 from serin.core.errors import InputError, ServingError
 from serin.core.events import EndpointEvent, read_events
-from serin.core.gateway_client import GatewayClient, GatewayProcess
+from serin.core.gateway_client import GATEWAY_VARIABLE, GatewayClient, GatewayProcess
 from serin.core.records import Conversation, read_jsonl
 from serin.core.release import Release
+from serin.core.rollouts import close_abandoned
 from serin.deploy import traffic
 from serin.deploy.config import DeployConfig
 from serin.deploy.judge import judge, observe
 
 logger = logging.getLogger(__name__)
-
-FINAL = ("promote", "rollback", "hold")
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,18 @@ class Rollout:
 
 
 def deploy(
-    config: DeployConfig, candidate: Release, baseline: Release, dataset: Artifact, context: StageContext
+    config: DeployConfig,
+    candidate: Release,
+    baseline: Release,
+    dataset: Artifact,
+    context: StageContext,
+    *,
+    approved_by: str = "",
 ) -> Rollout:
     """Roll a release out against the champion on replayed traffic, and promote it, hold it or roll it back.
 
     An endpoint without a champion gets the baseline first, so that the candidate has something to be judged against.
+    A promotion's journal entry names who asked for it (``approved_by``) beside the judge.
 
     Raises:
         InputError: the release has no passed gate, or the dataset no held-out conversation.
@@ -65,7 +72,7 @@ def deploy(
     questions = read_jsonl(dataset.path / "test.jsonl", Conversation)
     if not questions:
         raise InputError("The dataset has no held-out conversation to replay: give data_prep more conversations.")
-    _close_abandoned(context)
+    close_abandoned(context.journal, context.lineage_id)
     rollout_id = uuid.uuid4().hex[:12]
     _journal(context, candidate, "started", rollout_id, champion=champion, config=config.dump())
     context.progress("starting the gateway", 0.0)
@@ -75,7 +82,7 @@ def deploy(
         except BaseException:
             _journal(context, candidate, "aborted", rollout_id, reasons=("The rollout was interrupted.",))
             raise
-        _carry_out(rollout, candidate, gateway, context)
+        _carry_out(rollout, candidate, gateway, approved_by, context)
     return rollout
 
 
@@ -152,7 +159,9 @@ def _rollout(
     )
 
 
-def _carry_out(rollout: Rollout, candidate: Release, gateway: GatewayClient, context: StageContext) -> None:
+def _carry_out(
+    rollout: Rollout, candidate: Release, gateway: GatewayClient, approved_by: str, context: StageContext
+) -> None:
     """Journal the decision, then move traffic, then mirror it to MLflow's aliases."""
     decision = rollout.decision
     numbers = {"requests": rollout.requests, "failed_requests": rollout.failed_requests, **decision.evidence}
@@ -165,7 +174,7 @@ def _carry_out(rollout: Rollout, candidate: Release, gateway: GatewayClient, con
             candidate.id,
             reasons=decision.reasons,
             evidence={"rollout_id": rollout.rollout_id, **numbers},
-            approved_by="canary judge",
+            approved_by=f"{approved_by}, canary judge" if approved_by else "canary judge",
             policy_version=decision.policy_version,
             context=context,
         )
@@ -259,21 +268,6 @@ def _unchanged(candidate: Release) -> Rollout:
     return Rollout("", candidate.id, candidate.id, decision, 0, 0, None)
 
 
-def _close_abandoned(context: StageContext) -> None:
-    """A rollout whose executor was killed left its traffic nowhere: say so before the next one starts."""
-    rollouts = context.journal.find(kind="rollout")
-    if rollouts and rollouts[-1].decision not in (*FINAL, "aborted"):
-        last = rollouts[-1]
-        context.journal.append(
-            "rollout",
-            release_id=last.release_id,
-            decision="aborted",
-            reasons=("The process that ran it ended without a decision.",),
-            evidence={"rollout_id": last.evidence.get("rollout_id", "")},
-            lineage_id=context.lineage_id,
-        )
-
-
 def _journal(
     context: StageContext,
     candidate: Release,
@@ -299,13 +293,12 @@ def _journal(
 @contextmanager
 def _gateway(config: DeployConfig, champion: str, context: StageContext) -> Iterator[GatewayClient]:
     """The gateway that is named, or one of our own for as long as the rollout takes."""
-    if not config.gateway_url:
+    url = config.gateway_url or os.environ.get(GATEWAY_VARIABLE, "")
+    if not url:
         with GatewayProcess(context.store.uri, context.endpoint, champion) as process:
             yield process
         return
-    client = GatewayClient.from_environment(config.gateway_url)
+    client = GatewayClient.from_environment(url)
     if client.state()["champion"] != champion:
-        raise ServingError(
-            f"The gateway at {config.gateway_url} does not serve the champion {champion[:12]}: restart 'serin serve'."
-        )
+        raise ServingError(f"The gateway at {url} does not serve the champion {champion[:12]}: restart 'serin serve'.")
     yield client

@@ -1,7 +1,7 @@
 """KFP component of the evaluate stage."""
 
 from kfp import dsl
-from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Output
+from kfp.dsl import HTML, Artifact, ClassificationMetrics, Dataset, Input, Metrics, Output
 
 from serin.core.images import component_image
 
@@ -18,6 +18,7 @@ def evaluate(
     config: dict,
     evaluation: Output[Artifact],
     metrics: Output[Metrics],
+    refusals: Output[ClassificationMetrics],
     report: Output[HTML],
 ) -> bool:
     """Measure the candidate against the baseline and the champion; whether it passes the gate."""
@@ -42,6 +43,7 @@ def evaluate(
         context.export(result.artifact, metrics)
         for name, value in result.artifact.metadata["metrics"].items():
             metrics.log_metric(name, value)
+        refusals.log_confusion_matrix(["answers", "refuses"], result.artifact.metadata["refusals"])
         Path(report.path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(result.artifact.path / run.REPORT, report.path)
         context.finished(**run.headline(result))

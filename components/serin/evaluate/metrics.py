@@ -63,6 +63,15 @@ def compare(
     )
 
 
+def refusal_matrix(answers: Sequence[Answer]) -> list[list[int]]:
+    """Counts of answers, (reference answers or refuses, release answers or refuses), of the passages given."""
+    matrix = [[0, 0], [0, 0]]
+    for answer in answers:
+        if answer.source == "given":
+            matrix[is_refusal(answer.reference)][is_refusal(answer.answer)] += 1
+    return matrix
+
+
 def reference_of(release_id: str, answers: Sequence[Answer]) -> Reference:
     """What monitoring will compare the release's traffic with: live retrieval where it was tried."""
     source = "retrieved" if any(answer.source == "retrieved" for answer in answers) else "given"

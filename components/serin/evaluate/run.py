@@ -16,7 +16,7 @@ from serin.core.statistics import Interval
 from serin.evaluate.answers import answer_conversations
 from serin.evaluate.config import EvaluateConfig
 from serin.evaluate.gate import decide
-from serin.evaluate.metrics import ItemValues, compare, item_values, reference_of, summarise
+from serin.evaluate.metrics import ItemValues, compare, item_values, reference_of, refusal_matrix, summarise
 from serin.evaluate.report import write_report
 from serin.evaluate.results import METRICS, Answer, Comparison, GoldenResult, Results
 from serin.evaluate.retrieval import ask_index
@@ -80,7 +80,8 @@ def evaluate(
             write_jsonl(output / f"{role}.jsonl", one.answers)
         answers = {role: one.answers for role, one in observed.items()}
         write_report(output / REPORT, results, decision, answers, config, dataset.digest)
-        return Built(metadata={"outcome": decision.outcome, "metrics": _flat(results)})
+        refusals = refusal_matrix(observed["candidate"].answers)
+        return Built(metadata={"outcome": decision.outcome, "metrics": _flat(results), "refusals": refusals})
 
     artifact = context.produce(
         "evaluation",

@@ -17,6 +17,7 @@ def finetune(
     endpoint: str,
     lineage_id: str,
     config: dict,
+    code_version: str,
     base: Output[Model],
     model: Output[Model],
     metrics: Output[Metrics],
@@ -31,7 +32,12 @@ def finetune(
     from serin.finetune.train import finetune as run
 
     with stage_context(
-        "finetune", store_uri=store_uri, tracking_uri=tracking_uri, lineage_id=lineage_id, endpoint=endpoint
+        "finetune",
+        store_uri=store_uri,
+        tracking_uri=tracking_uri,
+        lineage_id=lineage_id,
+        endpoint=endpoint,
+        compiled_for=code_version,
     ) as context:
         made = run(
             FinetuneConfig.load(config),

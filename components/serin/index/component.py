@@ -14,6 +14,7 @@ def index(
     endpoint: str,
     lineage_id: str,
     config: dict,
+    code_version: str,
     index: Output[Artifact],
     summary: Output[Markdown],
 ) -> None:
@@ -26,7 +27,12 @@ def index(
     from serin.index.summary import summarise
 
     with stage_context(
-        "index", store_uri=store_uri, tracking_uri=tracking_uri, lineage_id=lineage_id, endpoint=endpoint
+        "index",
+        store_uri=store_uri,
+        tracking_uri=tracking_uri,
+        lineage_id=lineage_id,
+        endpoint=endpoint,
+        compiled_for=code_version,
     ) as context:
         built = build_index(IndexConfig.load(config), context.open(documents), context)
         context.export(built, index)

@@ -8,7 +8,7 @@ from serin.core.context import PipelineArtifact, StageContext
 from serin.core.digests import code_version
 from serin.core.errors import InputError
 from serin.core.prompts import Prompt
-from serin.core.release import Part, Release, open_part, save_release
+from serin.core.release import Part, Release, load_release, open_part, save_release
 from serin.core.storage import join
 from serin.release.config import ReleaseConfig
 
@@ -30,7 +30,7 @@ def create_release(
         InputError: an artefact is of the wrong kind.
     """
     release = _made(config, model, index, dataset, prompt)
-    _record(release, context, decision="created", reason="Made from the artefacts named in the evidence.")
+    publish(release, context, decision="created", reason="Made from the artefacts named in the evidence.")
     context.tracker.alias(context.endpoint, "candidate", release.id)
     context.tracker.tags({"serin.release_id": release.id})
     return release
@@ -44,8 +44,37 @@ def create_baseline(
     Everything but the model is the candidate's, so that a comparison of the two shows what tuning did.
     """
     release = _made(config, base, index, dataset, prompt)
-    _record(release, context, decision="baseline", reason="The base model with the candidate's index and settings.")
+    publish(release, context, decision="baseline", reason="The base model with the candidate's index and settings.")
     return release
+
+
+def refresh(index: Artifact, context: StageContext) -> tuple[Release, Release, Artifact]:
+    """Make a candidate of the endpoint's champion with another index.
+
+    Model, prompt, guardrails and serving settings stay the champion's; the code is the one that runs now.
+
+    Returns:
+        The candidate (the champion itself when the index is the same), the champion, and the champion's dataset.
+
+    Raises:
+        InputError: the endpoint has no champion, or the artefact is no index.
+    """
+    serving = context.journal.champion()
+    if serving is None:
+        raise InputError(f"Endpoint {context.endpoint!r} has no champion to refresh: run the training pipeline first.")
+    _require_kind("index", index)
+    champion = load_release(context.store.storage, serving)
+    dataset = open_part(champion.data, context.store)
+    if index.digest == champion.index.digest:
+        return champion, champion, dataset
+    changed = {"index": Part.of(index).model_dump(), "code_version": code_version()}
+    release = Release.model_validate({**champion.model_dump(), **changed})
+    publish(
+        release, context, decision="created", reason="The champion with another index.", refreshed_from=champion.id
+    )
+    context.tracker.alias(context.endpoint, "candidate", release.id)
+    context.tracker.tags({"serin.release_id": release.id})
+    return release, champion, dataset
 
 
 def verify(release: Release, store: ArtifactStore) -> None:
@@ -111,11 +140,7 @@ def summary(candidate: Release, baseline: Release) -> str:
 
 def _made(config: ReleaseConfig, model: Artifact, index: Artifact, dataset: Artifact, prompt: Prompt) -> Release:
     for part, artifact in (("model", model), ("index", index), ("data", dataset)):
-        if artifact.manifest.kind not in KINDS[part]:
-            raise InputError(
-                f"{artifact.uri} is of the kind {artifact.manifest.kind!r}, not {KINDS[part][0]!r}: give the release "
-                f"stage what the {MAKERS[part]} stage made."
-            )
+        _require_kind(part, artifact)
     return Release(
         model=Part.of(model),
         index=Part.of(index),
@@ -127,7 +152,16 @@ def _made(config: ReleaseConfig, model: Artifact, index: Artifact, dataset: Arti
     )
 
 
-def _record(release: Release, context: StageContext, *, decision: str, reason: str) -> None:
+def _require_kind(part: str, artifact: Artifact) -> None:
+    if artifact.manifest.kind not in KINDS[part]:
+        raise InputError(
+            f"{artifact.uri} is of the kind {artifact.manifest.kind!r}, not {KINDS[part][0]!r}: give the release "
+            f"stage what the {MAKERS[part]} stage made."
+        )
+
+
+def publish(release: Release, context: StageContext, *, decision: str, reason: str, **evidence: Any) -> None:
+    """Save a release, register it in MLflow and journal how it came here; a second time changes nothing."""
     save_release(context.store.storage, release)
     context.tracker.register(context.endpoint, release.id, _uri(release, context))
     if any(entry.decision == decision for entry in context.journal.find(kind="release", release_id=release.id)):
@@ -138,7 +172,7 @@ def _record(release: Release, context: StageContext, *, decision: str, reason: s
         release_id=release.id,
         decision=decision,
         reasons=(reason,),
-        evidence=describe(release),
+        evidence={**describe(release), **evidence},
         lineage_id=context.lineage_id,
         mlflow_run_id=context.tracker.run_id,
     )

@@ -225,12 +225,15 @@ class LoggedMetrics(SimpleNamespace):
 
 
 def test_the_component_returns_whether_the_gate_passed(world, tmp_path):
+    from kfp.dsl import ClassificationMetrics
+
     from serin.evaluate.component import evaluate as component
 
     with world.stage() as context:
         for release in (world.candidate, world.baseline):
             save_release(context.store.storage, release)
     metrics = LoggedMetrics(path=str(tmp_path / "metrics"), metadata={})
+    refusals = ClassificationMetrics(uri=str(tmp_path / "refusals"), metadata={})
     report, evaluation = (SimpleNamespace(path=str(tmp_path / name), metadata={}) for name in ("html", "evaluation"))
     passed = component.python_func(
         release=SimpleNamespace(metadata={"release_id": world.candidate.id}),
@@ -243,9 +246,13 @@ def test_the_component_returns_whether_the_gate_passed(world, tmp_path):
         config={**CONFIG.dump(), "num_conversations": 32.0},
         evaluation=evaluation,
         metrics=metrics,
+        refusals=refusals,
         report=report,
     )
     assert passed is True
+    matrix = refusals.metadata["confusionMatrix"]["struct"]
+    assert [row["displayName"] for row in matrix["annotationSpecs"]] == ["answers", "refuses"]
+    assert sum(sum(row["row"]) for row in matrix["rows"]) == 32
     assert metrics.metadata["candidate.token_f1"] > 0.8
     assert evaluation.metadata["kind"] == "evaluation"
     assert "passes the gate" in (tmp_path / "html").read_text(encoding="utf-8")

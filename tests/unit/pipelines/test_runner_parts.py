@@ -76,10 +76,13 @@ def test_a_config_file_and_overrides_meet(tmp_path: Path) -> None:
     assert (config.endpoint, config.deploy.max_sessions, config.deploy.steps_percent) == ("shop", 50, (10.0, 50.0))
 
 
-def test_a_configuration_becomes_pipeline_arguments_and_back() -> None:
-    arguments = RunConfig().arguments()
+def test_what_differs_from_the_defaults_becomes_pipeline_arguments_and_back() -> None:
+    assert RunConfig().arguments() == {"endpoint": "assistant"}
+    config = RunConfig.load({"base_model": "org/model", "deploy": {"max_sessions": 50}})
+    arguments = config.arguments()
     assert json.loads(json.dumps(arguments)) == arguments
-    assert RunConfig.load({"deploy": arguments["deploy_config"]}) == RunConfig()
+    assert set(arguments) == {"endpoint", "base_model", "deploy_config"}
+    assert RunConfig.load({"base_model": "org/model", "deploy": arguments["deploy_config"]}) == config
 
 
 @pytest.mark.parametrize(
