@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.serin-installed
 export SERIN_HOME ?= $(CURDIR)/.serin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test setup lint types contracts unit golden clean help
+.PHONY: demo test setup lint types contracts unit golden bench-capacity clean help
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -43,6 +43,9 @@ contracts: setup
 
 unit: setup
 	$(BIN)/pytest
+
+bench-capacity: setup
+	@$(BIN)/python tests/bench/capacity.py
 
 golden: setup
 	@$(BIN)/python tests/pipelines/golden.py

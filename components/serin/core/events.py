@@ -6,7 +6,7 @@ Batches are ``endpoints/<endpoint>/events/<UTC date>/<time>-<random>.parquet``, 
 import io
 import uuid
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -94,9 +94,7 @@ def read_events(
     from pyarrow import ArrowInvalid
 
     events = []
-    for key in storage.keys(f"endpoints/{endpoint}/events/"):
-        if since and key.split("/")[3] < since[:10]:
-            continue
+    for key in _batches(storage, f"endpoints/{endpoint}/events/", since):
         try:
             rows = pq.read_table(io.BytesIO(storage.read(key))).to_pylist()
         except ArrowInvalid as error:
@@ -108,6 +106,15 @@ def read_events(
                 continue
             events.append(EndpointEvent.model_validate(row))
     return sorted(events, key=lambda event: event.time)
+
+
+def _batches(storage: Storage, prefix: str, since: str | None) -> list[str]:
+    """Keys of the batches that may hold events since a time: only their days are listed, not an endpoint's history."""
+    if not since:
+        return storage.keys(prefix)
+    first = date.fromisoformat(since[:10])
+    days = (datetime.now(UTC).date() - first).days + 2  # a writer's clock may be ahead
+    return [key for day in range(days) for key in storage.keys(f"{prefix}{first + timedelta(days=day)}/")]
 
 
 def event_schema() -> Any:
