@@ -1,7 +1,7 @@
 """The ``serin`` command.
 
 Exit codes: 0 done; 1 to 8 an error with one sentence (serin.core.errors); 20 the gate said no; 21 the canary was
-rolled back; 22 it is held; 130 interrupted.
+rolled back; 22 it is held; 23 a run on Kubeflow failed; 24 it was cancelled; 130 interrupted.
 """
 
 import json
@@ -14,9 +14,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from serin.core.errors import SerinError
+from serin.core.errors import ConfigError, SerinError
 from serin.core.telemetry import silence_dependencies
-from serin_pipelines import cli_stages
+from serin_pipelines import cli_kubeflow, cli_lint, cli_stages
 from serin_pipelines.options import (
     AsJson,
     ConfigFile,
@@ -40,19 +40,22 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.add_typer(cli_stages.data, name="data")
-app.command()(cli_stages.finetune)
-app.command()(cli_stages.index)
-app.command()(cli_stages.evaluate)
-app.add_typer(cli_stages.release_app, name="release")
-app.command()(cli_stages.deploy)
-app.command()(cli_stages.monitor)
+STAGES, KUBEFLOW, HERE, SERVING = "One stage alone", "On Kubeflow", "On this machine", "Endpoint and releases"
+
+app.add_typer(cli_stages.data, name="data", rich_help_panel=STAGES)
+for stage in (cli_stages.finetune, cli_stages.index, cli_stages.evaluate, cli_stages.deploy, cli_stages.monitor):
+    app.command(rich_help_panel=STAGES)(stage)
+app.add_typer(cli_stages.release_app, name="release", rich_help_panel=SERVING)
+app.command(rich_help_panel=KUBEFLOW)(cli_lint.lint)
+for command in (cli_kubeflow.submit, cli_kubeflow.promote, cli_kubeflow.rollback):
+    app.command(rich_help_panel=KUBEFLOW)(command)
+app.add_typer(cli_kubeflow.schedule_app, name="schedule", rich_help_panel=KUBEFLOW)
 
 DEFAULT_PORT = 8080
 DEFAULT_TIMEOUT_S = 3600.0
 
 
-@app.command()
+@app.command(rich_help_panel=HERE)
 def run(
     pipeline: Annotated[str, typer.Argument(help="training, index_refresh, promotion, monitoring or retraining.")] = (
         "training"
@@ -102,7 +105,7 @@ def run(
         raise typer.Exit(code)
 
 
-@app.command("compile")
+@app.command("compile", rich_help_panel=KUBEFLOW)
 def compile_command(
     pipeline: Annotated[str, typer.Argument(help="Which pipeline; all of them if none is named.")] = "",
     env: Annotated[str, typer.Option("--env", help="staging, prod, local, or a YAML file of your own.")] = "local",
@@ -133,13 +136,16 @@ def compile_command(
     show(files, as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=SERVING)
 def serve(
     release: Annotated[str, typer.Option("--release", help="Release id; default: the endpoint's champion.")] = "",
     host: Annotated[str, typer.Option("--host", help="Address; others than loopback need API keys.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="Port to listen on.")] = DEFAULT_PORT,
     store: Store = "",
     endpoint: Endpoint = "assistant",
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Wait for the first champion, and serve each later one of the journal.")
+    ] = False,
 ) -> None:
     """Serve the champion of an endpoint with the OpenAI API until interrupted.
 
@@ -150,14 +156,25 @@ def serve(
     from serin.serve.server import run_gateway
 
     uri = store_or_default(store)
+    if follow:
+        if release:
+            raise ConfigError("--follow serves what the journal says: leave --release out.")
+        _log_to_terminal()
+        console.print(f"Following the journal of {endpoint!r} on http://{host}:{port}; Ctrl-C ends it.")
+        run_gateway(uri, endpoint, "", host=host, port=port)
+        return
     served = load_release(storage_for(uri), release) if release else cli_stages.champion_of(uri, endpoint)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("serin").setLevel(logging.INFO)
+    _log_to_terminal()
     console.print(f"Loading release {served.short_id} ... it answers on http://{host}:{port} soon; Ctrl-C ends it.")
     run_gateway(uri, endpoint, served.id, host=host, port=port)
 
 
-@app.command()
+def _log_to_terminal() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("serin").setLevel(logging.INFO)
+
+
+@app.command(rich_help_panel=SERVING)
 def lineage(
     identifier: Annotated[str, typer.Argument(help="Trace id, release id or MLflow run id.")],
     store: Store = "",
@@ -178,7 +195,7 @@ def lineage(
         console.print(as_tree(found))
 
 
-@app.command()
+@app.command(rich_help_panel=HERE)
 def runs(
     last: Annotated[bool, typer.Option("--last", help="Only the newest run.")] = False,
     as_json: AsJson = False,
@@ -203,19 +220,27 @@ def runs(
     console.print(table)
 
 
-@app.command()
+@app.command(rich_help_panel=HERE)
 def doctor(
     store: Store = "",
     port: Annotated[int, typer.Option("--port", help="Port that the endpoint would use.")] = DEFAULT_PORT,
+    cluster: Annotated[bool, typer.Option("--cluster", help="Check a cluster instead of this machine.")] = False,
+    env: Annotated[str, typer.Option("--env", help="With --cluster: staging, prod or a YAML file.")] = "staging",
     as_json: AsJson = False,
 ) -> None:
-    """Check this machine: what is missing, and how to get it.
+    """Check this machine, or a cluster: what is missing, and how to get it.
 
-    Example: serin doctor
+    Example: serin doctor --cluster --env staging
     """
-    from serin_pipelines.doctor import examine
+    if cluster:
+        from serin_pipelines.cluster_doctor import examine_cluster
+        from serin_pipelines.environments import load_environment
 
-    checks = examine(store_or_default(store), port)
+        checks = examine_cluster(load_environment(env))
+    else:
+        from serin_pipelines.doctor import examine
+
+        checks = examine(store_or_default(store), port)
     failed = any(check.status == "fail" for check in checks)
     if as_json:
         typer.echo(json.dumps({"ok": not failed, "checks": [check.model_dump() for check in checks]}))

@@ -221,7 +221,7 @@ def test_a_description_that_names_no_single_release_ends_the_run(description: st
 @pytest.mark.skipif(not shutil.which("jq"), reason="needs jq, which GitHub's runners have")
 def test_the_digests_of_the_images_become_outputs_and_one_file(tmp_path: Path) -> None:
     references = {
-        t: f"registry.example/acme/serin/{t}@sha256:{d * 64}" for t, d in zip(("cpu", "ray", "serve"), "abc", strict=True)
+        t: f"reg.example/acme/serin/{t}@sha256:{d * 64}" for t, d in zip(("cpu", "ray", "serve"), "abc", strict=True)
     }
     (tmp_path / "image").mkdir()
     for target, reference in references.items():
@@ -230,7 +230,9 @@ def test_the_digests_of_the_images_become_outputs_and_one_file(tmp_path: Path) -
     assert json.loads((tmp_path / "images.json").read_text()) == references
 
 
-@pytest.mark.parametrize("reference", ["registry.example/acme/serin/cpu:latest", "registry.example/a/b@sha256:abc", "", "x@sha256:$(id)"])
+@pytest.mark.parametrize(
+    "reference", ["reg.example/acme/serin/cpu:latest", "reg.example/a/b@sha256:abc", "", "x@sha256:$(id)"]
+)
 def test_an_image_without_a_digest_ends_the_run(reference: str, tmp_path: Path) -> None:
     (tmp_path / "image").mkdir()
     for target in ("cpu", "ray", "serve"):
@@ -282,7 +284,7 @@ def test_a_rollback_without_a_reason_and_one_that_fails_fail_the_step(tmp_path: 
     assert run_step(tmp_path, "promote.yaml", "rollback", "Roll back", REASON="bad", RELEASE="")[0] == 6
 
 
-@pytest.mark.parametrize("digest", ["", "registry.example/acme/serin@sha256:" + "a" * 64])
+@pytest.mark.parametrize("digest", ["", "reg.example/acme/serin@sha256:" + "a" * 64])
 def test_pipelines_are_compiled_with_the_images_that_were_given(digest: str, tmp_path: Path) -> None:
     said = install_recorder(tmp_path)
     places = {"CPU": digest, "RAY": digest, "SERVE": digest, "ENVIRONMENT": "prod"}

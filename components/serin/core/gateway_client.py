@@ -31,6 +31,12 @@ REQUEST_TIMEOUT_S = 300.0
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 30.0
 POLL_S = 0.05
+WAIT_POLL_S = 1.0
+NOT_READY = 503
+
+
+class NotReadyError(ServingError):
+    """The gateway does not answer, or has loaded nothing yet: it may later."""
 
 
 class GatewayClient:
@@ -58,10 +64,12 @@ class GatewayClient:
         return GatewayClient(url, token)
 
     def state(self) -> dict[str, Any]:
-        """What the gateway serves: champion, candidate, candidate_weight_percent, salt, releases (with engines).
+        """What the gateway serves: champion, candidate, candidate_weight_percent, salt, releases (with engines), and
+        whether it follows the journal.
 
         Raises:
-            ServingError: the gateway does not answer, or refuses.
+            NotReadyError: the gateway does not answer, or has loaded nothing yet.
+            ServingError: it refuses.
         """
         return self._call("GET", "/admin/rollouts")
 
@@ -91,6 +99,33 @@ class GatewayClient:
         }
         return self._call("PUT", "/admin/rollouts", body if salt is None else {**body, "salt": salt})
 
+    def wait_for(self, champion: str, *, timeout_s: float) -> None:
+        """Wait until the gateway serves a champion.
+
+        Args:
+            champion: release id.
+            timeout_s: longest wait for a gateway that does not answer yet, or follows the journal.
+
+        Raises:
+            ServingError: it does not in time, or serves another one for good.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                state = self.state()
+                if state["champion"] == champion:
+                    return
+                trouble = ServingError(
+                    f"The gateway at {self.url} does not serve the champion {champion[:12]}: restart 'serin serve'."
+                )
+                if not state["follows_journal"]:
+                    raise trouble
+            except NotReadyError as error:
+                trouble = error
+            if time.monotonic() > deadline:
+                raise trouble
+            time.sleep(WAIT_POLL_S)
+
     def flush(self) -> int:
         """Let the gateway write its endpoint events now; returns how many it wrote."""
         return int(self._call("POST", "/admin/flush")["written"])
@@ -107,9 +142,10 @@ class GatewayClient:
                 return dict(json.load(response))
         except urllib.error.HTTPError as error:
             with error:
-                raise ServingError(f"The gateway refuses: {_message(error)}") from error
+                kind = NotReadyError if error.code == NOT_READY else ServingError
+                raise kind(f"The gateway refuses: {_message(error)}") from error
         except (urllib.error.URLError, OSError) as error:
-            raise ServingError(f"The gateway at {self.url} does not answer ({error}): start it again.") from error
+            raise NotReadyError(f"The gateway at {self.url} does not answer ({error}): start it again.") from error
 
 
 class GatewayProcess(GatewayClient):

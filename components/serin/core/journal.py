@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from serin.core.digests import digest_of
-from serin.core.errors import AlreadyExistsError, IntegrityError, StorageError
+from serin.core.errors import AlreadyExistsError, InputError, IntegrityError, StorageError
 from serin.core.storage import Storage
 
 APPEND_TRIES = 20
@@ -85,15 +85,22 @@ class Journal:
         approved_by: str = "",
         lineage_id: str = "",
         mlflow_run_id: str = "",
+        champion: str | None = None,
     ) -> Entry:
         """Add an entry at the end.
 
+        With ``champion``, only while that release serves: two that decide on the same champion cannot both be carried
+        out.
+
         Raises:
+            InputError: another release serves than ``champion``.
             IntegrityError: the journal so far does not hold.
             StorageError: the store refuses, or other writers keep winning.
         """
         for _ in range(APPEND_TRIES):
             entries = self.entries()
+            if champion is not None and _served(entries)[-1:] != [champion]:
+                raise InputError(f"Release {champion[:12]} no longer serves {self.endpoint!r}: look at what does.")
             draft = Entry(
                 number=len(entries) + 1,
                 time=datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -118,14 +125,18 @@ class Journal:
             return entry
         raise StorageError(f"Journal of {self.endpoint!r} is being written by others: try again in a minute.")
 
+    def length(self) -> int:
+        """Number of entries, without reading them."""
+        return len(self._keys())
+
     def champion(self) -> str | None:
         """Release id that serves the endpoint now, or None before the first promotion."""
-        serving = self._served()
+        serving = _served(self.entries())
         return serving[-1] if serving else None
 
     def previous(self) -> str | None:
         """Release id that served before the champion: where a rollback goes."""
-        serving = self._served()
+        serving = _served(self.entries())
         return serving[-2] if len(serving) > 1 else None
 
     def find(self, *, kind: str | None = None, release_id: str | None = None) -> list[Entry]:
@@ -136,15 +147,6 @@ class Journal:
             if (kind is None or entry.kind == kind) and (release_id is None or entry.release_id == release_id)
         ]
 
-    def _served(self) -> list[str]:
-        served: list[str] = []
-        for entry in self.entries():
-            if entry.kind == "promotion" and (not served or served[-1] != entry.release_id):
-                served.append(entry.release_id)
-            elif entry.kind == "rollback" and len(served) > 1:
-                served.pop()
-        return served
-
     def _keys(self) -> list[str]:
         return [key for key in self._storage.keys(self._prefix) if key.endswith(".json")]
 
@@ -153,3 +155,14 @@ class Journal:
             return Entry.model_validate_json(self._storage.read(key))
         except ValueError as error:
             raise IntegrityError(f"Journal entry {key} cannot be read: {error}") from error
+
+
+def _served(entries: list[Entry]) -> list[str]:
+    """Releases in the order in which they came to serve; those that were rolled back are gone."""
+    served: list[str] = []
+    for entry in entries:
+        if entry.kind == "promotion" and (not served or served[-1] != entry.release_id):
+            served.append(entry.release_id)
+        elif entry.kind == "rollback" and len(served) > 1:
+            served.pop()
+    return served

@@ -14,7 +14,7 @@ from typing import Any
 from serin.core.artifacts import Artifact
 from serin.core.context import StageContext
 from serin.core.decision import Decision
-from serin.core.errors import InputError, ServingError
+from serin.core.errors import InputError
 from serin.core.events import EndpointEvent, read_events
 from serin.core.gateway_client import GATEWAY_VARIABLE, GatewayClient, GatewayProcess
 from serin.core.records import Conversation, read_jsonl
@@ -25,6 +25,9 @@ from serin.deploy.config import DeployConfig
 from serin.deploy.judge import judge, observe
 
 logger = logging.getLogger(__name__)
+
+GATEWAY_WAIT_S = 300.0
+"""A gateway that follows the journal has so long to load a champion that has just been named."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,13 @@ def _run(
     while True:
         batch = list(itertools.islice(source, config.sessions_per_look))
         outcomes += asyncio.run(
-            traffic.replay(gateway.url, batch, concurrency=config.concurrency, timeout_s=config.request_timeout_s)
+            traffic.replay(
+                gateway.url,
+                batch,
+                token=gateway.admin_token,
+                concurrency=config.concurrency,
+                timeout_s=config.request_timeout_s,
+            )
         )
         sent += len(batch)
         gateway.flush()
@@ -214,13 +223,15 @@ def promote(
     mirror_aliases(context)
 
 
-def rollback(*, approved_by: str, reason: str, context: StageContext) -> str:
+def rollback(*, approved_by: str, reason: str, context: StageContext, serving: str = "") -> str:
     """Make the release before the champion the champion again; returns its id.
 
+    With ``serving``, only while that release is the champion, so that two rollbacks at once do not go back twice.
+
     Raises:
-        InputError: the endpoint has no previous release.
+        InputError: the endpoint has no previous release, or another rollback came first.
     """
-    previous, champion = context.journal.previous(), context.journal.champion()
+    previous, champion = context.journal.previous(), serving or context.journal.champion()
     if previous is None:
         raise InputError(f"Endpoint {context.endpoint!r} has no release before its champion to go back to.")
     context.journal.append(
@@ -232,6 +243,7 @@ def rollback(*, approved_by: str, reason: str, context: StageContext) -> str:
         approved_by=approved_by,
         lineage_id=context.lineage_id,
         mlflow_run_id=context.tracker.run_id,
+        champion=champion,
     )
     mirror_aliases(context)
     return previous
@@ -299,6 +311,5 @@ def _gateway(config: DeployConfig, champion: str, context: StageContext) -> Iter
             yield process
         return
     client = GatewayClient.from_environment(url)
-    if client.state()["champion"] != champion:
-        raise ServingError(f"The gateway at {url} does not serve the champion {champion[:12]}: restart 'serin serve'.")
+    client.wait_for(champion, timeout_s=GATEWAY_WAIT_S)
     yield client

@@ -37,11 +37,14 @@ def sessions(conversations: Sequence[Conversation], seed: int) -> Iterator[list[
             yield [turn.content for turn in conversation.messages if turn.role == "user"][-MAX_TURNS:]
 
 
-async def replay(url: str, batch: Sequence[list[str]], *, concurrency: int, timeout_s: float) -> list[Outcome]:
+async def replay(
+    url: str, batch: Sequence[list[str]], *, token: str, concurrency: int, timeout_s: float
+) -> list[Outcome]:
     """Send each session's questions in turn, several sessions at once.
 
     Args:
         url: the gateway.
+        token: sent as the API key.
         batch: the sessions; one is a list of user turns.
         concurrency: sessions under way at once.
         timeout_s: limit of one request.
@@ -50,7 +53,8 @@ async def replay(url: str, batch: Sequence[list[str]], *, concurrency: int, time
         One outcome a request; a request that got no answer has status 0.
     """
     limit = asyncio.Semaphore(concurrency)
-    async with aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(total=timeout_s)) as client:
+    headers, limit_s = {"authorization": f"Bearer {token}"}, aiohttp.ClientTimeout(total=timeout_s)
+    async with aiohttp.ClientSession(url, headers=headers, timeout=limit_s) as client:
 
         async def one(turns: list[str]) -> list[Outcome]:
             session_id, dialogue, outcomes = uuid.uuid4().hex, list[dict[str, str]](), list[Outcome]()

@@ -69,9 +69,7 @@ def refresh(index: Artifact, context: StageContext) -> tuple[Release, Release, A
         return champion, champion, dataset
     changed = {"index": Part.of(index).model_dump(), "code_version": code_version()}
     release = Release.model_validate({**champion.model_dump(), **changed})
-    publish(
-        release, context, decision="created", reason="The champion with another index.", refreshed_from=champion.id
-    )
+    publish(release, context, decision="created", reason="The champion with another index.", refreshed_from=champion.id)
     context.tracker.alias(context.endpoint, "candidate", release.id)
     context.tracker.tags({"serin.release_id": release.id})
     return release, champion, dataset

@@ -58,6 +58,7 @@ class Gateway:
     recorder: Recorder
     metrics: Metrics
     access: Access
+    follows_journal: bool = False
 
     def app(self) -> Starlette:
         """The HTTP application."""
@@ -109,15 +110,12 @@ class Gateway:
         return JSONResponse({"status": "ok"})
 
     async def ready(self, _: Request) -> Response:
-        """GET /ready: every loaded engine answers."""
+        """GET /ready: the champion's engine answers; it also stands in for a candidate that does not."""
         rollout = self.rollouts.current
         if rollout is None:
             return JSONResponse({"status": "not ready", "reason": "No release is loaded yet."}, 503)
-        loaded = rollout.loaded()
-        healthy = await asyncio.gather(*(runtime.client.healthy() for runtime, _ in loaded))
-        silent = [track for (_, track), answers in zip(loaded, healthy, strict=True) if not answers]
-        if silent:
-            reason = f"The engine of the {' and of the '.join(silent)} does not answer."
+        if not await rollout.champion.client.healthy():
+            reason = "The engine of the champion does not answer."
             return JSONResponse({"status": "not ready", "reason": reason}, 503)
         return JSONResponse({"status": "ready"})
 
@@ -131,7 +129,7 @@ class Gateway:
     async def show_rollout(self, request: Request) -> Response:
         """GET /admin/rollouts."""
         self.access.require_admin(request)
-        return JSONResponse(self._rollout().state())
+        return JSONResponse({**self._rollout().state(), "follows_journal": self.follows_journal})
 
     async def change_rollout(self, request: Request) -> Response:
         """PUT /admin/rollouts: load, unload, move weights."""

@@ -9,12 +9,14 @@ from typing import Any
 
 from serin.core.config import Section
 from serin.core.errors import ConfigError, SerinError
+from serin.core.journal import Journal
 from serin.serve.routing import takes_candidate
 from serin.serve.runtime import Loader, Runtime
 
 logger = logging.getLogger(__name__)
 
 WATCH_S = 0.5
+FOLLOW_S = 3.0
 MAX_WAIT_S = 30.0
 
 
@@ -137,6 +139,32 @@ class Rollouts:
                 except SerinError as error:
                     wait_s = min(MAX_WAIT_S, wait_s * 4)
                     logger.error("The champion's engine did not start: %s", error)
+
+    async def follow(self, journal: Journal, interval_s: float = FOLLOW_S) -> None:
+        """Serve whatever the journal names as champion, from the first one on; runs until it is cancelled.
+
+        While there is a candidate, whoever rolls it out moves the traffic.
+        """
+        seen = 0
+        while True:
+            try:
+                length = await asyncio.to_thread(journal.length)
+                if length != seen and await self._followed(journal):
+                    seen = length
+            except SerinError as error:
+                logger.error("The journal's champion cannot be served: %s", error)
+            await asyncio.sleep(interval_s)
+
+    async def _followed(self, journal: Journal) -> bool:
+        """Whether the journal's champion is served now."""
+        champion = await asyncio.to_thread(journal.champion)
+        current = self.current
+        if champion and (current is None or current.champion.release.id != champion):
+            if current is not None and current.candidate is not None:
+                return False
+            await self.change(RolloutRequest(champion=champion))
+            logger.info("Serving the champion %s.", champion[:12])
+        return True
 
     async def close(self) -> None:
         """End all engines."""

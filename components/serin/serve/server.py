@@ -9,7 +9,6 @@ import logging
 import os
 import socket
 import sys
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import aiohttp
 
 from serin.core.artifacts import ArtifactStore, home
 from serin.core.errors import ConfigError, SerinError
+from serin.core.journal import Journal
 from serin.core.processes import die_with_parent
 from serin.core.telemetry import silence_dependencies
 from serin.serve.access import Access, require_safe_host
@@ -67,7 +67,8 @@ def run_gateway(
     Args:
         store_uri: where releases, their parts and the endpoint's events are.
         endpoint: its name, and the model name that users ask for.
-        champion: release id, or an unambiguous prefix of it.
+        champion: release id, or an unambiguous prefix of it; empty: whatever the endpoint's journal names, from the
+            first champion on and after every promotion and rollback.
         candidate: another release id.
         candidate_weight_percent: the candidate's share of sessions, 0 to 100.
         salt: deals sessions to the two.
@@ -108,22 +109,25 @@ async def _serve(
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         loader = Loader(store, session, settings.engine, home() / "serve" / endpoint, settings.silence_s)
         rollouts = Rollouts(loader)
-        gateway = Gateway(endpoint, rollouts, recorder, metrics, access)
+        gateway = Gateway(endpoint, rollouts, recorder, metrics, access, follows_journal=not rollout.champion)
+        tasks = [asyncio.create_task(rollouts.watch())]
 
         async def load() -> None:
-            await rollouts.change(rollout)
+            if rollout.champion:
+                await rollouts.change(rollout)
+            else:
+                tasks.append(asyncio.create_task(rollouts.follow(Journal(store.storage, endpoint))))
             if settings.ready_file:
                 write_ready(settings.ready_file, listener)
             logger.info("Endpoint %r answers on %s.", endpoint, _url(listener))
 
         recorder.start()
-        watching = asyncio.create_task(rollouts.watch())
         try:
             await serve_on(gateway.app(), listener, load)
         finally:
-            watching.cancel()
-            with suppress(asyncio.CancelledError):
-                await watching
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await rollouts.close()
             loader.close()
             await asyncio.to_thread(recorder.close)
@@ -134,7 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m serin.serve.server", description=__doc__)
     parser.add_argument("--store-uri", required=True)
     parser.add_argument("--endpoint", required=True)
-    parser.add_argument("--champion", required=True, metavar="RELEASE")
+    parser.add_argument("--champion", default="", metavar="RELEASE", help="default: what the journal says, always")
     parser.add_argument("--candidate", metavar="RELEASE")
     parser.add_argument("--candidate-weight-percent", type=float, default=0.0)
     parser.add_argument("--salt", default="", help="deals sessions to champion and candidate")

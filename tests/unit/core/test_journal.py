@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from serin.core.errors import IntegrityError
+from serin.core.errors import InputError, IntegrityError
 from serin.core.journal import Journal
 from serin.core.storage import Storage, storage_for
 
@@ -71,3 +71,13 @@ def test_writers_at_once_lose_nothing(storage: Storage) -> None:
     for writer in writers:
         writer.join()
     assert len(Journal(storage, "assistant").entries()) == 15
+
+
+def test_an_entry_about_a_champion_is_refused_once_another_serves(storage: Storage) -> None:
+    journal = Journal(storage, "assistant")
+    promote(journal, "r1", "r2")
+    journal.append("rollback", release_id="r1", decision="rolled back", champion="r2")
+    with pytest.raises(InputError, match="no longer serves"):
+        journal.append("rollback", release_id="r1", decision="rolled back", champion="r2")
+    assert journal.champion() == "r1"
+    assert journal.length() == len(journal.entries()) == 3

@@ -28,6 +28,13 @@ def test_with_keys_only_their_holders_may_ask():
         assert refused.value.status == 401
 
 
+def test_the_administrators_token_is_a_key_too_so_that_rollouts_can_ask():
+    access = Access(admin_token="admin", key_digests=KEYS)
+    access.require_user(request("Bearer admin"))
+    with pytest.raises(RequestError):
+        Access(key_digests=KEYS).require_user(request("Bearer "))
+
+
 def test_administration_is_off_without_a_token():
     with pytest.raises(RequestError, match="SERIN_ADMIN_TOKEN") as refused:
         Access().require_admin(request("Bearer "))

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -16,8 +18,9 @@ from worlds import World
 from serin.core.errors import ServingError
 from serin.core.events import EndpointEvent, read_events
 from serin.core.gateway_client import GatewayClient, GatewayProcess
+from serin.core.journal import Journal
 from serin.core.release import Release, load_release, save_release
-from serin.core.storage import storage_for
+from serin.core.storage import local_path, storage_for
 
 
 @pytest.fixture(scope="module")
@@ -228,10 +231,7 @@ def test_a_candidate_killed_is_replaced_by_the_champion_without_a_failed_request
         assert answer.headers["x-serin-release"] == world.champion
         events = events_of(world, split, answer.headers["x-serin-trace-id"])
         assert {event.track: event.status for event in events} == {"candidate": 502, "champion": 200}
-    ready = call(f"{split.url}/ready")
-    assert ready.status == 503
-    assert "candidate" in ready.body["reason"]
-    assert call(f"{split.url}/health").status == 200
+    assert call(f"{split.url}/ready").status == 200, "the champion stands in"
 
 
 def test_a_candidate_killed_in_the_middle_of_answers_fails_no_whole_answer(world: World, split: GatewayProcess):
@@ -331,6 +331,35 @@ def test_events_are_written_when_the_gateway_ends(world: World):
         engine = process.state()["releases"][world.champion]["engine_pid"]
     assert len(read_events(storage_for(world.uri), "assistant", trace_id=trace_id)) == 1
     assert not alive(engine)
+
+
+def test_a_gateway_that_follows_waits_for_the_first_champion_and_serves_each_later_one(
+    world: World, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"  # with a journal of its own
+    shutil.copytree(local_path(world.uri), store)
+    journal = Journal(storage_for(str(store)), "follower")
+    with GatewayProcess(store.as_uri(), "follower", "") as process:
+        assert call(f"{process.url}/health").status == 200
+        assert call(f"{process.url}/ready").status == 503
+        assert ask(process.url).status == 503
+        journal.append("promotion", release_id=world.champion, decision="promoted")
+        process.wait_for(world.champion, timeout_s=60)
+        assert call(f"{process.url}/ready").status == 200
+        assert ask(process.url).headers["x-serin-release"] == world.champion
+
+        process.set_rollout(champion=world.champion, candidate=world.candidate, candidate_weight_percent=1.0)
+        journal.append("promotion", release_id=world.candidate, decision="promoted")
+        time.sleep(4)
+        assert process.state()["champion"] == world.champion, "whoever rolls a candidate out moves the traffic"
+        process.set_rollout(champion=world.champion)
+        process.wait_for(world.candidate, timeout_s=60)
+        assert ask(process.url).headers["x-serin-release"] == world.candidate
+
+
+def test_a_gateway_that_serves_something_else_for_good_is_not_waited_for(world: World, gateway: GatewayProcess) -> None:
+    with pytest.raises(ServingError, match="does not serve the champion"):
+        gateway.wait_for(world.candidate, timeout_s=60)
 
 
 def test_a_port_in_use_is_named(world: World):
