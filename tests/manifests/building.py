@@ -27,7 +27,8 @@ COMPONENTS = (
     "kuberay/rayjob",
     "kuberay/rayservice",
 )
-BUILDS = (*OVERLAYS, *(f"prod + {component}" for component in COMPONENTS), "kueue")
+OF_THE_CLUSTER = ("admission", "kueue")
+BUILDS = (*OVERLAYS, *(f"prod + {component}" for component in COMPONENTS), *OF_THE_CLUSTER)
 
 Object = dict[str, Any]
 
@@ -56,8 +57,8 @@ def build_command() -> list[str] | None:
 def build(name: str, scratch: Path) -> list[Object]:
     """The objects of one of BUILDS; a component is added to a copy of its overlay, as README.md says."""
     overlay, _, component = name.partition(" + ")
-    if name == "kueue":
-        return _built(MANIFESTS / "kueue")
+    if name in OF_THE_CLUSTER:
+        return _built(MANIFESTS / name)
     if not component:
         return _built(MANIFESTS / "overlays" / overlay)
     copy = scratch / re.sub(r"\W+", "-", name)

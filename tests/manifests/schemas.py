@@ -12,7 +12,16 @@ import yaml
 from tests.manifests.building import SHARED_CRDS, Object
 
 KUBERNETES_VERSION = "1.34"
-BUILT_IN_GROUPS = ("", "apps", "autoscaling", "batch", "networking.k8s.io", "policy", "rbac.authorization.k8s.io")
+BUILT_IN_GROUPS = (
+    "",
+    "admissionregistration.k8s.io",
+    "apps",
+    "autoscaling",
+    "batch",
+    "networking.k8s.io",
+    "policy",
+    "rbac.authorization.k8s.io",
+)
 
 
 def _fields(*required: str, **properties: Any) -> dict[str, Any]:
