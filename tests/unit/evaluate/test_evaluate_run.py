@@ -250,7 +250,7 @@ def test_the_component_returns_whether_the_gate_passed(world, tmp_path):
         report=report,
     )
     assert passed is True
-    matrix = refusals.metadata["confusionMatrix"]["struct"]
+    matrix = refusals.metadata["confusionMatrix"]
     assert [row["displayName"] for row in matrix["annotationSpecs"]] == ["answers", "refuses"]
     assert sum(sum(row["row"]) for row in matrix["rows"]) == 32
     assert metrics.metadata["candidate.token_f1"] > 0.8
