@@ -202,16 +202,17 @@ def outcomes(run: dict[str, Any]) -> dict[str, Any]:
 def test_a_changed_document_reaches_the_endpoint_by_index_refresh(
     serin: Serin, source: Path, first: dict[str, Any]
 ) -> None:
+    champion = serin.json("release", "list")["champion"]
     page = next(source.rglob("*.md"))
     page.write_text(page.read_text() + "\nWe are also open on Sundays from ten to four.\n")
     arguments = ("--source", str(source), "--param", f"evaluate_config={GATE}", "--param", f"deploy_config={CANARY}")
     run = serin.json("run", "index_refresh", *arguments, code=None)
     assert run["status"] == "succeeded", run["error"] + serin.logs()
-    assert run["release"] != first["champion"]
-    made, before = (serin.json("release", "show", release) for release in (run["release"], first["champion"]))
+    assert run["release"] != champion
+    made, before = (serin.json("release", "show", release) for release in (run["release"], champion))
     assert made["index"]["digest"] != before["index"]["digest"]
     assert made["model"] == before["model"]
-    assert outcomes(run)["release"]["baseline"] == first["champion"]
+    assert outcomes(run)["release"]["baseline"] == champion
 
 
 def test_a_release_is_promoted_into_another_store_under_its_own_id(serin: Serin, first: dict[str, Any]) -> None:

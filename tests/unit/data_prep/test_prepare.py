@@ -303,6 +303,8 @@ def test_the_component_runs_as_the_pipeline_calls_it(source: Path, tmp_path: Pat
         endpoint="assistant",
         lineage_id="run-1",
         config={},
+        window_start="",
+        window_end="",
         **outputs,
     )
     assert outputs["dataset"].metadata["kind"] == "dataset"

@@ -11,6 +11,7 @@ import pytest
 from lamps import SMALL, Inputs, MakeInputs, conversation, start_stage
 
 from serin.core.config import Section
+from serin.core.digests import code_version
 from serin.core.errors import ConfigError, InputError
 from serin.core.records import Conversation, Message
 from serin.finetune.base import TINY
@@ -213,6 +214,7 @@ def test_the_component_hands_out_both_artefacts(inputs: Inputs, tmp_path: Path) 
         endpoint="assistant",
         lineage_id="lineage-1",
         config=SMALL.dump(),
+        code_version=code_version("finetune"),
         **given,
         **outputs,
     )

@@ -13,6 +13,7 @@ import pytest
 
 from serin.core.artifacts import Artifact, ArtifactStore, Built
 from serin.core.context import stage_context
+from serin.core.digests import code_version
 from serin.core.errors import ConfigError, InputError, IntegrityError
 from serin.core.records import Document, write_jsonl
 from serin.core.retrieval import IndexReader, read_info
@@ -192,6 +193,7 @@ def test_the_component_runs_as_the_pipeline_calls_it(tmp_path: Path) -> None:
         endpoint="assistant",
         lineage_id="run-1",
         config={"max_chars": 800.0},
+        code_version=code_version("index"),
         **outputs,
     )
     assert json.loads((tmp_path / "index.json").read_text())["digest"] == outputs["index"].metadata["digest"]
