@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.serin-installed
 export SERIN_HOME ?= $(CURDIR)/.serin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test setup lint types contracts unit golden bench-capacity clean help
+.PHONY: demo test setup lint types contracts unit test-images golden bench-capacity clean help
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -42,7 +42,10 @@ contracts: setup
 	$(BIN)/lint-imports
 
 unit: setup
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not images"
+
+test-images: setup
+	$(BIN)/pytest -m images tests/images
 
 bench-capacity: setup
 	@$(BIN)/python tests/bench/capacity.py
