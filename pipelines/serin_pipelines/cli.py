@@ -16,7 +16,7 @@ from rich.table import Table
 
 from serin.core.errors import ConfigError, SerinError
 from serin.core.telemetry import silence_dependencies
-from serin_pipelines import cli_kubeflow, cli_lint, cli_stages
+from serin_pipelines import cli_finetune, cli_kubeflow, cli_lint, cli_stages, cli_sweep
 from serin_pipelines.options import (
     AsJson,
     ConfigFile,
@@ -43,7 +43,9 @@ app = typer.Typer(
 STAGES, KUBEFLOW, HERE, SERVING = "One stage alone", "On Kubeflow", "On this machine", "Endpoint and releases"
 
 app.add_typer(cli_stages.data, name="data", rich_help_panel=STAGES)
-for stage in (cli_stages.finetune, cli_stages.index, cli_stages.evaluate, cli_stages.deploy, cli_stages.monitor):
+cli_finetune.app.command("sweep")(cli_sweep.sweep)
+app.add_typer(cli_finetune.app, name="finetune", rich_help_panel=STAGES)
+for stage in (cli_stages.index, cli_stages.evaluate, cli_stages.deploy, cli_stages.monitor):
     app.command(rich_help_panel=STAGES)(stage)
 app.add_typer(cli_stages.release_app, name="release", rich_help_panel=SERVING)
 app.command(rich_help_panel=KUBEFLOW)(cli_lint.lint)

@@ -7,7 +7,7 @@ names, on a cluster it is where all of ``kfp.kubernetes`` is.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Literal
+from typing import Any, Literal
 
 from kfp import kubernetes
 from kfp.dsl import PipelineTask
@@ -75,6 +75,12 @@ def place(**tasks: PipelineTask) -> None:
         task.set_caching_options(environment.on_cluster and EFFECTS[component] == "pure")
         if environment.on_cluster:
             _on_cluster(component, task, environment)
+
+
+def ray_cluster() -> dict[str, Any]:
+    """Where fine-tuning's Ray is in the active environment, as the component's parameter."""
+    environment = _ACTIVE.get()
+    return environment.ray_cluster().parameters() if environment.training else {}
 
 
 def _on_cluster(component: str, task: PipelineTask, environment: Environment) -> None:

@@ -13,7 +13,7 @@ from serin.finetune.component import finetune
 from serin.index.component import index
 from serin.monitor.component import monitor
 from serin.release.component import release
-from serin_pipelines.placement import place
+from serin_pipelines.placement import place, ray_cluster
 
 
 def training(
@@ -87,7 +87,7 @@ def train(
     dataset, documents = prepared.outputs["dataset"], prepared.outputs["documents"]
     tuned = finetune(
         base_model=base_model, prompt=prompt, dataset=dataset, documents=documents, config=config["finetune"],
-        code_version=code_version("finetune"), **common,
+        cluster=ray_cluster(), code_version=code_version("finetune"), **common,
     )  # fmt: skip
     indexed = index(documents=documents, config=config["index"], code_version=code_version("index"), **common)
     released = release(

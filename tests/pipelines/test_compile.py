@@ -274,6 +274,21 @@ def test_a_store_on_a_volume_is_mounted_everywhere(tmp_path: Path) -> None:
         assert made.pod(task)["pvcMount"][0]["mountPath"] == environment.volume_path
 
 
+def test_training_on_kuberay_leaves_a_small_task_that_names_the_environments_image_secrets_and_gpus(
+    tmp_path: Path,
+) -> None:
+    training = {"kind": "rayjob", "num_workers": 2, "gpus_per_worker": 1, "queue": "training"}
+    environment = load_environment("prod").model_copy(update={"training": training})
+    made = Compiled("training", "prod", compile_pipeline("training", tmp_path, environment))
+    cluster = made.tasks["finetune"]["inputs"]["parameters"]["cluster"]["runtimeValue"]["constant"]
+    assert (cluster["kind"], cluster["image"], cluster["queue"]) == ("rayjob", environment.images.ray, "training")
+    assert cluster["secrets"] == ["serin-object-store", "serin-mlflow"]
+    assert cluster["tolerations"][0]["key"] == environment.gpu.toleration
+    assert "accelerator" not in made.container("finetune")["resources"]
+    assert made.pod("finetune")["activeDeadlineSeconds"] == str(environment.components["finetune"].timeout_s)
+    assert lint_file(made.path) == []
+
+
 def test_what_cannot_be_compiled_or_run_is_said_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="There is no pipeline 'trainig': choose from training"):
         build("trainig")

@@ -230,15 +230,16 @@ class S3Storage:
         where = f"s3://{self.bucket}/{self._name(key)}"
         try:
             yield
-        except ClientError as error:
-            code = error.response.get("Error", {}).get("Code", "")
+        except (ClientError, BotoCoreError, Boto3Error) as error:
+            answer = next((one for one in (error, error.__context__) if isinstance(one, ClientError)), None)
+            if answer is None:  # boto3 hides S3's own answer to an upload in an error of its own
+                raise StorageError(f"S3 cannot be reached for {where}: {error}") from error
+            code = answer.response.get("Error", {}).get("Code", "")
             if code in ("NoSuchKey", "404", "NoSuchBucket"):
                 raise StorageError(f"{where} does not exist ({code}).") from error
             if code in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
                 raise AlreadyExistsError(f"{where} exists already.") from error
             raise StorageError(f"S3 refused {where} ({code}): check the bucket's policy and credentials.") from error
-        except (BotoCoreError, Boto3Error) as error:
-            raise StorageError(f"S3 cannot be reached for {where}: {error}") from error
 
 
 def _s3_client() -> Any:

@@ -17,6 +17,7 @@ def finetune(
     endpoint: str,
     lineage_id: str,
     config: dict,
+    cluster: dict,
     code_version: str,
     base: Output[Model],
     model: Output[Model],
@@ -28,8 +29,9 @@ def finetune(
 
     from serin.core.context import stage_context
     from serin.core.prompts import Prompt
+    from serin.finetune.cluster.config import ClusterConfig
+    from serin.finetune.cluster.launcher import launch
     from serin.finetune.config import FinetuneConfig
-    from serin.finetune.train import finetune as run
 
     with stage_context(
         "finetune",
@@ -39,13 +41,14 @@ def finetune(
         endpoint=endpoint,
         compiled_for=code_version,
     ) as context:
-        made = run(
+        made = launch(
             FinetuneConfig.load(config),
             base_model,
             Prompt.load(prompt),
             context.open(dataset),
             context.open(documents),
             context,
+            ClusterConfig.load(cluster),
         )
         context.export(made.base, base)
         context.export(made.model, model)

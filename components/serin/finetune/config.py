@@ -5,9 +5,14 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from serin.core.config import Section
+from serin.finetune.objectives import Objective, ObjectiveSpec
+from serin.finetune.publish import PublishConfig
 
 Schedule = Literal["constant", "linear", "cosine"]
 Precision = Literal["bf16", "fp32"]
+Method = Literal["lora", "full", "qlora"]
+Strategy = Literal["ddp", "fsdp2"]
+Choice = Literal["auto", "on", "off"]
 
 
 class PhaseConfig(Section):
@@ -66,11 +71,28 @@ class TinyConfig(PhaseConfig):
         return self
 
 
+class DevicePrice(Section):
+    """One kind of device in the price table; write down what you pay and what you measured."""
+
+    memory_gib: float = Field(gt=0)
+    """Memory of one device."""
+    usd_per_hour: float | None = Field(default=None, ge=0)
+    """Price of one device for an hour; None leaves the cost out."""
+    tflops: float | None = Field(default=None, gt=0)
+    """What it sustains in training, 10^12 operations a second: its peak times the fraction that you reach; None leaves
+    the time out."""
+
+
 class FinetuneConfig(PhaseConfig):
     """Settings of the fine-tune stage."""
 
-    method: Literal["lora", "full"] = "lora"
-    """Train low-rank adapters on every linear layer, or all weights."""
+    objective: Objective = "sft"
+    """Loss on the answers of conversations, on the documents' text (continued pretraining), or on pairs of a better
+    and a worse answer (DPO)."""
+    dpo_beta: float = Field(default=0.1, gt=0)
+    """DPO: how strongly the model is held to its base; smaller lets it move further."""
+    method: Method = "lora"
+    """Train low-rank adapters on every linear layer, all weights, or adapters on a base in 4 bits (needs a GPU)."""
     lora_rank: int = Field(default=32, ge=1)
     """Rank of the adapters."""
     lora_alpha: int = Field(default=64, ge=1)
@@ -81,6 +103,23 @@ class FinetuneConfig(PhaseConfig):
     """Arithmetic of the forward pass; weights and optimizer state stay fp32."""
     seed: int = 0
     """Decides initial weights and the order of the samples."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the workers train; auto is a GPU where there is one."""
+    strategy: Strategy = "ddp"
+    """Every worker holds the whole model, or a part of it (FSDP2)."""
+    micro_batch_tokens: int | None = Field(default=None, ge=16)
+    """Most tokens in one forward pass of a worker, padding included: a batch is computed in as many passes as that
+    takes.  None: a worker's whole share at once."""
+    packing: Choice = "auto"
+    """Samples one after the other in a row instead of padded rows; auto is on a GPU only, where it is faster."""
+    activation_checkpointing: bool = False
+    """Compute activations again for the backward pass: less memory, about a third slower."""
+    compile: bool = False
+    """``torch.compile`` the decoder; worth its start-up on long runs only."""
+    liger: Choice = "auto"
+    """Liger's fused kernels; auto is on a GPU where they are installed."""
+    early_stopping_patience: int | None = Field(default=None, ge=1)
+    """Stop after that many validations without gain and keep the best weights; None: train to the end."""
     num_workers: int = Field(default=1, ge=0)
     """Ray Train workers that share each batch; 0 trains in this process, without Ray."""
     cpus_per_worker: int = Field(default=2, ge=1)
@@ -89,10 +128,21 @@ class FinetuneConfig(PhaseConfig):
     """How many times Ray starts again, from the last checkpoint, after a worker died."""
     checkpoint_interval_s: float = Field(default=15.0, ge=0)
     """Seconds between checkpoints; 0 is after every step."""
+    checkpoint_uri: str = ""
+    """Storage that checkpoints are copied to, for a run that goes on elsewhere; empty: below the store when that is
+    remote, else none."""
+    min_workers: int | None = Field(default=None, ge=1)
+    """Go on with as few workers as that when one cannot be had again; none waits for all."""
+    ray_address: str = "local"
+    """A Ray cluster that runs already; ``local`` starts one on this machine."""
     validation_interval: int = Field(default=100, ge=1)
     """Steps between validations; the first and the last step are always validated."""
     validation_samples: int = Field(default=100, ge=1)
     """Most samples per validation: the first ones of the split."""
+    prices: dict[str, DevicePrice] = Field(default_factory=dict)
+    """Price table of ``serin finetune plan``: name of a device to its price, speed and memory."""
+    publish: PublishConfig = PublishConfig()
+    """Where the tuned model is pushed to, besides the store."""
     tiny: TinyConfig = TinyConfig()
     """The base ``serin://tiny``; unused with other bases."""
 
@@ -102,10 +152,38 @@ class FinetuneConfig(PhaseConfig):
             raise ValueError(f"tiny.max_positions ({self.tiny.max_positions}) is below max_length ({self.max_length})")
         return self
 
+    @model_validator(mode="after")
+    def _methods_fit(self) -> Self:
+        if self.method == "qlora" and self.strategy == "fsdp2":
+            raise ValueError("a base in 4 bits cannot be sharded: use method lora with fsdp2, or strategy ddp")
+        if self.method == "qlora" and self.device == "cpu":
+            raise ValueError("method qlora needs a GPU: use lora, or set device to auto or cuda")
+        return self
+
+    def objective_spec(self) -> ObjectiveSpec:
+        """What the loop minimises."""
+        return ObjectiveSpec(kind=self.objective, beta=self.dpo_beta)
+
     def identity(self) -> dict[str, Any]:
         """The settings that decide what the model becomes; the others decide only how it gets there."""
-        how = {"num_workers", "cpus_per_worker", "max_failures", "checkpoint_interval_s", "validation_interval"}
-        return self.model_dump(mode="json", exclude={*how, "validation_samples", "tiny"})
+        how = {
+            "num_workers",
+            "cpus_per_worker",
+            "max_failures",
+            "checkpoint_interval_s",
+            "prices",
+            "checkpoint_uri",
+            "min_workers",
+            "ray_address",
+            "publish",
+            "tiny",
+        }
+        how |= {"device", "strategy", "micro_batch_tokens", "packing", "activation_checkpointing", "compile", "liger"}
+        if self.early_stopping_patience is None:
+            how |= {"validation_interval", "validation_samples"}
+        if self.objective != "dpo":
+            how |= {"dpo_beta"}
+        return self.model_dump(mode="json", exclude=how)
 
     def base_identity(self) -> dict[str, Any]:
         """The settings that decide what ``serin://tiny`` becomes."""

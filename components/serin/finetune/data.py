@@ -38,6 +38,14 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Pair:
+    """Two answers to the same question; the loss counts on the answers only."""
+
+    chosen: Sample
+    rejected: Sample
+
+
+@dataclass(frozen=True)
 class Encoded:
     """Samples, and how many conversations had to give something up."""
 
@@ -113,19 +121,81 @@ def save_samples(path: Path, samples: Sequence[Sample]) -> None:
     save_file(tensors, path)
 
 
+def save_pairs(path: Path, pairs: Sequence[Pair]) -> None:
+    """Write pairs like samples, the better answer before the worse; ``add_reference`` must follow before training."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    save_samples(path, [sample for pair in pairs for sample in (pair.chosen, pair.rejected)])
+    save_file(load_file(path) | {"reference": torch.full((len(pairs), 2), float("nan"))}, path)
+
+
+def with_reference(path: Path, reference: "torch.Tensor") -> None:
+    """Put the reference's log-probabilities, (pairs, 2) float32, into a file of pairs, in one step."""
+    from safetensors.torch import load_file, save_file
+
+    aside = path.with_name(f".{path.name}.partial")
+    save_file(load_file(path) | {"reference": reference.float().contiguous()}, aside)
+    aside.replace(path)
+
+
 class SampleFile:
-    """Samples of a file written by ``save_samples``."""
+    """Samples of a file written by ``save_samples``, or pairs of them written by ``save_pairs``.
+
+    A pair is one row, and its length is the tokens of both answers; padding comes on top, so that a batch of lopsided
+    pairs is up to twice as large as its budget.
+    """
 
     def __init__(self, path: Path) -> None:
         from safetensors.torch import load_file
 
         tensors = load_file(path)
-        self.lengths: list[int] = tensors["lengths"].tolist()
-        self._ids = tensors["ids"].long().split(self.lengths)
-        self._learned = tensors["learned"].bool().split(self.lengths)
+        sizes: list[int] = tensors["lengths"].tolist()
+        self._reference = tensors.get("reference")
+        self._sizes = sizes
+        self.lengths: list[int] = (
+            sizes if self._reference is None else [a + b for a, b in zip(sizes[::2], sizes[1::2], strict=True)]
+        )
+        self._ids = tensors["ids"].long().split(sizes)
+        self._learned = tensors["learned"].bool().split(sizes)
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    @property
+    def is_pairs(self) -> bool:
+        """Whether its rows are pairs of a better and a worse answer."""
+        return self._reference is not None
+
+    def require_embeddings(self, num_embeddings: int) -> None:
+        """Refuse tokens that the model has no embedding for.
+
+        Raises:
+            InputError: naming the token.
+        """
+        highest = max((int(ids.max()) for ids in self._ids if len(ids)), default=0)
+        if highest >= num_embeddings:
+            raise InputError(
+                f"A sample holds token number {highest} and the base has embeddings for {num_embeddings}: take that "
+                "special token out of the text, or give the base with a tokenizer that matches it."
+            )
+
+    def num_learned(self) -> int:
+        """Tokens that the loss counts; the first of a sequence is never predicted."""
+        return sum(int(flags[1:].sum()) for flags in self._learned)
+
+    def reference(self, rows: Sequence[int]) -> "torch.Tensor":
+        """The reference's log-probabilities of some pairs: (pairs, 2) float32, the better answer first.
+
+        Raises:
+            InputError: the file holds single samples, or ``add_reference`` was not run on it.
+        """
+        if self._reference is None:
+            raise InputError("The objective dpo needs pairs of answers, and these samples are single: prepare them.")
+        chosen = self._reference[list(rows)]
+        if chosen.isnan().any():
+            raise InputError("The pairs lack their reference log-probabilities: run add_reference with the base first.")
+        return chosen
 
     def batch(self, indices: Sequence[int], pad_id: int) -> "tuple[torch.Tensor, torch.Tensor]":
         """Some samples, padded on the right.
@@ -135,14 +205,48 @@ class SampleFile:
         """
         import torch
 
-        width = max(self.lengths[index] for index in indices)
+        width = max(self._sizes[index] for index in indices)
         ids = torch.full((len(indices), width), pad_id)
         labels = torch.full((len(indices), width), IGNORED)
         for row, index in enumerate(indices):
-            length = self.lengths[index]
+            length = self._sizes[index]
             ids[row, :length] = self._ids[index]
             labels[row, :length] = self._ids[index].masked_fill(~self._learned[index], IGNORED)
         return ids, labels
+
+    def layout(
+        self, sequences: Sequence[int], pad_id: int, packed: bool, is_pairs: bool = False
+    ) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]":
+        """Some sequences padded to rows, or packed into one row.
+
+        Args:
+            sequences: their numbers: of single samples, or with ``is_pairs`` 2n and 2n + 1 for the answers of pair n.
+            pad_id: what padding is filled with.
+            packed: one after the other, each with positions from 0 and without loss on its first token.
+            is_pairs: the caller reads pairs.
+
+        Returns:
+            Ids, labels, positions (None when padded) and the number in ``sequences`` that a token belongs to, each
+            (rows, tokens) int64.
+
+        Raises:
+            InputError: the file holds pairs and the caller reads single samples, or the other way round.
+        """
+        import torch
+
+        if is_pairs != self.is_pairs:
+            found, wanted = ("pairs", "single samples") if self.is_pairs else ("single samples", "pairs")
+            raise InputError(f"The sample file holds {found} and the objective needs {wanted}: prepare it again.")
+        if not packed:
+            ids, labels = self.batch(sequences, pad_id)
+            return ids, labels, None, torch.arange(len(sequences))[:, None].expand_as(ids)
+        ids = torch.cat([self._ids[number] for number in sequences])
+        starts = [self._ids[number].masked_fill(~self._learned[number], IGNORED) for number in sequences]
+        labels = torch.cat([torch.cat([start.new_full((1,), IGNORED), start[1:]]) for start in starts])
+        positions = torch.cat([torch.arange(self._sizes[number]) for number in sequences])
+        sizes = torch.tensor([self._sizes[number] for number in sequences])
+        owners = torch.repeat_interleave(torch.arange(len(sequences)), sizes)
+        return ids[None], labels[None], positions[None], owners[None]
 
 
 def epoch_batches(lengths: Sequence[int], tokens_per_batch: int, seed: int, epoch: int) -> list[list[int]]:
@@ -182,14 +286,14 @@ def batches_from(lengths: Sequence[int], tokens_per_batch: int, seed: int, start
 
 def _fitted(tokenizer: Any, conversation: Conversation, prompt: Prompt, max_length: int) -> tuple[Sample | None, bool]:
     """The sample of a conversation and whether it lost something: context first, then early turns, never the answer."""
-    for number, (messages, context) in enumerate(_shorter_and_shorter(conversation, prompt)):
-        sample = _encode(tokenizer, render(prompt, messages, context), conversation.id)
+    for number, (messages, context) in enumerate(shorter_and_shorter(conversation, prompt)):
+        sample = encode_messages(tokenizer, render(prompt, messages, context), conversation.id)
         if len(sample.ids) <= max_length:
             return sample, number > 0
     return None, True
 
 
-def _shorter_and_shorter(
+def shorter_and_shorter(
     conversation: Conversation, prompt: Prompt
 ) -> Iterator[tuple[Sequence[Message], Sequence[str]]]:
     from serin.core.prompts import within_budget
@@ -205,7 +309,7 @@ def _shorter_and_shorter(
         yield turns[start:], ()
 
 
-def _encode(tokenizer: Any, messages: list[dict[str, str]], name: str) -> Sample:
+def encode_messages(tokenizer: Any, messages: list[dict[str, str]], name: str) -> Sample:
     """Tokens of a rendered dialogue.
 
     What the model is given and what it answers are tokenised apart, as they are when it is served: no token

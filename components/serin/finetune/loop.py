@@ -1,4 +1,4 @@
-"""The training loop: plain PyTorch on CPU, with or without Ray around it.
+"""The training loop: plain PyTorch, with or without Ray around it.
 
 A ``Job`` is plain values and paths, so that it can be written to a file and run by another process.  ``train`` runs it
 from its last checkpoint to its end; the result is the same, bit for bit, however often it was killed in between.
@@ -8,93 +8,40 @@ import fcntl
 import json
 import logging
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from serin.core.config import Section
 from serin.core.digests import digest_of
-from serin.core.errors import InputError, UnavailableError
+from serin.core.errors import InputError, StorageError, UnavailableError
 from serin.core.storage import disk_errors
-from serin.finetune.checkpoints import Checkpoint, Checkpoints, optimizer_tensors, restore_optimizer
-from serin.finetune.config import PhaseConfig, Precision
-from serin.finetune.data import IGNORED, SampleFile, batches_from, epoch_batches
+from serin.finetune.checkpoint_writer import CheckpointCopies, CheckpointWriter, newest_checkpoint
+from serin.finetune.checkpoints import Checkpoint, Checkpoints
+from serin.finetune.config import PhaseConfig
+from serin.finetune.data import SampleFile, batches_from, epoch_batches
+from serin.finetune.job import ADAPTER, FINAL, MERGED, PROGRESS, Job, LoraSpec
+from serin.finetune.model import optimizer_of, trainee_of, weights_of, write_result
+from serin.finetune.objectives import loss_function
+from serin.finetune.ranks import Ranks
+from serin.finetune.schedule import learning_rate, num_steps_of, passes_of
+from serin.finetune.state import Course, restore, snapshot
 
 if TYPE_CHECKING:
     import torch
 
+__all__ = [
+    "ADAPTER", "FINAL", "MERGED", "PROGRESS", "Job", "LoraSpec", "PhaseConfig", "Ranks", "Report",
+    "learning_rate", "num_steps_of", "train",
+]  # fmt: skip
+
 logger = logging.getLogger(__name__)
 
-FINAL, MERGED, ADAPTER, PROGRESS = "final", "merged", "adapter", "progress.jsonl"
 LOCK_TIMEOUT_S = 120.0
+NAMED_SAMPLES = 8
 Report = Callable[[dict[str, Any]], None]
-
-
-class LoraSpec(Section):
-    """Low-rank adapters on every linear layer."""
-
-    rank: int
-    """Rank of the adapters."""
-    alpha: int
-    """Their output is scaled by alpha / rank."""
-
-
-class Job(Section):
-    """One phase of training, whole."""
-
-    phase: Literal["pretraining", "fine-tuning"]
-    """For people."""
-    model: str
-    """Folder of the model that it starts from."""
-    base_name: str = ""
-    """What the adapter's config calls its base."""
-    train: str
-    """Samples, as ``save_samples`` writes them."""
-    validation: str
-    """Samples that are never trained on; may hold none."""
-    folder: str
-    """Where checkpoints, progress and the result go; survives a kill."""
-    inputs: dict[str, str]
-    """Digests of the model and the samples."""
-    optim: PhaseConfig
-    """Training settings."""
-    lora: LoraSpec | None = None
-    """Adapters; None trains all weights."""
-    precision: Precision = "bf16"
-    """Arithmetic of the forward pass."""
-    seed: int = 0
-    """Decides the adapters' initial weights and the order of the samples."""
-    threads: int = 2
-    """CPU threads."""
-    checkpoint_interval_s: float = 15.0
-    """Seconds between checkpoints."""
-    validation_interval: int = 100
-    """Steps between validations."""
-    validation_samples: int = 100
-    """Most samples per validation."""
-
-    def identity(self) -> str:
-        """Digest of everything that decides the result, and of nothing else."""
-        decisive = {"phase", "inputs", "optim", "lora", "precision", "seed"}
-        return digest_of(self.model_dump(mode="json", include=decisive))
-
-    @property
-    def final(self) -> Path:
-        """The result: ``merged/``, and ``adapter/`` with LoRA.  It is there only when it is whole."""
-        return Path(self.folder) / FINAL
-
-
-class Ranks:
-    """The processes that share each batch: here, one."""
-
-    rank = 0
-    size = 1
-
-    def sum(self, tensors: "Sequence[torch.Tensor]") -> None:
-        """Replace each tensor by its sum over all ranks."""
 
 
 def train(job: Job, ranks: Ranks | None = None, report: Report | None = None) -> Path:
@@ -109,16 +56,16 @@ def train(job: Job, ranks: Ranks | None = None, report: Report | None = None) ->
         The folder of the result; a job that ended before returns it at once.
 
     Raises:
-        InputError: the loss is no longer a number; names the step and the last good checkpoint.
-        IntegrityError: the checkpoint belongs to another job.
-        StorageError: no disk space.
-        UnavailableError: another process trains in the same folder.
+        InputError: the loss is no longer a number; names the batch and the last good checkpoint.
+        IntegrityError: the checkpoint belongs to another job; names what differs.
+        StorageError: no disk space, or the storage of the checkpoints refuses them.
+        UnavailableError: another process trains in the same folder, or there is no such device.
     """
     ranks = ranks or Ranks()
     folder = Path(job.folder)
     folder.mkdir(parents=True, exist_ok=True)
     with disk_errors(folder), _alone(folder / "lock", ranks), (folder / PROGRESS).open("a", encoding="utf-8") as stream:
-        if not job.final.exists():
+        if not ranks.first(job.final.exists):
 
             def line(record: dict[str, Any]) -> None:
                 stream.write(json.dumps(record) + "\n")
@@ -128,28 +75,6 @@ def train(job: Job, ranks: Ranks | None = None, report: Report | None = None) ->
 
             _Training(job, ranks, line if ranks.rank == 0 else _ignore).run()
     return job.final
-
-
-def learning_rate(step: int, num_steps: int, optim: PhaseConfig) -> float:
-    """Learning rate of a step (0 is the first): a linear rise, then constant, linear or half a cosine."""
-    warmup = int(num_steps * optim.warmup_fraction)
-    if step < warmup:
-        return optim.learning_rate * (step + 1) / (warmup + 1)
-    done = (step - warmup) / max(1, num_steps - 1 - warmup)
-    if optim.schedule == "constant":
-        height = 1.0
-    elif optim.schedule == "linear":
-        height = 1.0 - done
-    else:
-        height = (1.0 + math.cos(math.pi * done)) / 2
-    return optim.learning_rate * (optim.final_fraction + (1.0 - optim.final_fraction) * height)
-
-
-def num_steps_of(lengths: Sequence[int], optim: PhaseConfig) -> int:
-    """Optimizer steps of a phase over samples of these lengths."""
-    if optim.max_steps is not None:
-        return optim.max_steps
-    return max(1, round(optim.epochs * len(epoch_batches(lengths, optim.tokens_per_batch, seed=0, epoch=0))))
 
 
 class _Training:
@@ -162,216 +87,217 @@ class _Training:
         torch.set_num_threads(job.threads)
         torch.manual_seed(job.seed)
         self.samples, self.validation = SampleFile(Path(job.train)), SampleFile(Path(job.validation))
-        self.model, self.dtype = _load(job)
-        self.weights = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
-        self.optimizer = _optimizer(self.weights.values(), job.optim)
+        self.trainee = trainee_of(job, ranks)
+        self.loss = loss_function(
+            job.objective,
+            self.trainee.model,
+            precision=job.precision,
+            device=self.trainee.device,
+            is_split=self.trainee.is_split,
+            packed=self.trainee.is_packed,
+        )
+        self.optimizer = optimizer_of(job, self.trainee)
         self.num_steps = num_steps_of(self.samples.lengths, job.optim)
-        self.checkpoints = Checkpoints(Path(job.folder) / "checkpoints", job.identity())
+        self.course = Course()
         self.step = 0
-        self.is_split = _can_be_split(_plain(self.model.eval()))
-        self.model.train()
+        self.copies = CheckpointCopies(job.checkpoint_uri) if job.checkpoint_uri else None
+        self.checkpoints = Checkpoints(Path(job.folder) / "checkpoints", job.identity_parts())
+        self.writer = CheckpointWriter(self.checkpoints, self.copies)
+        self.unconfirmed: Any = None  # the newest snapshot: good once the next loss is a number
+        self.saved = time.monotonic()
+        torch.manual_seed(job.seed + ranks.rank)
 
     def run(self) -> None:
-        self._resume()
-        saved = time.monotonic()
-        if self.step == 0:
-            self._report(val_loss=self._validate())
-        numbers = batches_from(self.samples.lengths, self.job.optim.tokens_per_batch, self.job.seed, self.step)
-        while self.step < self.num_steps:
-            self._advance(next(numbers))
-            if time.monotonic() - saved >= self.job.checkpoint_interval_s and self.step < self.num_steps:
-                self._save_checkpoint()
-                saved = time.monotonic()
-        if self.ranks.rank == 0:
-            _write_result(self.job, self.model, self.dtype)
+        try:
+            self._resume()
+            if self.step == 0:
+                self._report(val_loss=self._validate())
+            batches = batches_from(self.samples.lengths, self.job.optim.tokens_per_batch, self.job.seed, self.step)
+            while self.step < self.num_steps and not self._is_stopped():
+                self._advance(next(batches))
+            self._finish()
+        finally:
+            self.writer.close()
 
     def _advance(self, indices: Sequence[int]) -> None:
         started = time.monotonic()
         rate = learning_rate(self.step, self.num_steps, self.job.optim)
-        loss = self._update(indices, rate)
+        loss, norm, is_due = self._update(indices, rate)
         self.step += 1
-        tokens = sum(self.samples.lengths[index] for index in indices)
-        record: dict[str, Any] = {"loss": loss, "lr": rate, "tokens": tokens, "seconds": time.monotonic() - started}
+        record: dict[str, Any] = {
+            "loss": loss,
+            "lr": rate,
+            "grad_norm": norm,
+            "tokens": sum(self.samples.lengths[index] for index in indices),
+            "batch": digest_of(list(indices))[:12],
+            "seconds": time.monotonic() - started,
+        }
         if self.step % self.job.validation_interval == 0 or self.step == self.num_steps:
             record["val_loss"] = self._validate()
         self._report(**record)
+        if is_due and self.step < self.num_steps:
+            self.unconfirmed = snapshot(self.step, self.trainee, self.optimizer, self.course, self.ranks)
+            self.saved = time.monotonic()
 
-    def _update(self, indices: Sequence[int], rate: float) -> float:
-        """One optimizer step; returns the loss per learned token before it."""
+    def _update(self, indices: Sequence[int], rate: float) -> tuple[float, float, bool]:
+        """One optimizer step.
+
+        Returns:
+            Loss per counted token (or pair) and norm of its gradient, both before the step, and whether rank 0 wants
+            a checkpoint after it.
+        """
         import torch
 
-        loss, count = self._loss(self.samples, indices)
-        if loss.requires_grad:
-            loss.backward()
-        gradients = []
-        for weight in self.weights.values():
-            if weight.grad is None:
-                weight.grad = torch.zeros_like(weight)
-            gradients.append(weight.grad)
-        total = torch.stack([loss.detach(), count])
-        self.ranks.sum([total, *gradients])
-        mean, divisor = float(total[0] / total[1].clamp(min=1)), total[1].clamp(min=1)
+        sums = self._passes(self.samples, indices, learns=True)
+        total = torch.cat([sums, sums.new_tensor(self._wishes())])
+        gradients = self._gradients()
+        self.ranks.sum([total, *([] if self.trainee.is_sharded else gradients)])
+        loss_sum, count, is_due, has_failed = total.tolist()
+        self._raise_failure(bool(has_failed))
+        divisor = max(count, 1.0)
         for gradient in gradients:
             gradient /= divisor
-        norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), self.job.optim.max_grad_norm)
-        if not math.isfinite(mean) or not torch.isfinite(norm):
-            raise InputError(self._diverged(mean))
+        weights = self.trainee.weights.values()
+        norm: Any = torch.nn.utils.clip_grad_norm_(weights, self.job.optim.max_grad_norm)
+        size = float(norm.full_tensor() if self.trainee.is_sharded else norm)
+        mean = loss_sum / divisor
+        if not math.isfinite(mean) or not math.isfinite(size):
+            raise InputError(self._diverged(mean, indices))
+        self._confirm()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return mean
+        return mean, size, bool(is_due)
 
-    def _loss(self, samples: SampleFile, indices: Sequence[int]) -> "tuple[torch.Tensor, torch.Tensor]":
-        """Sum of the loss over this rank's share of the rows, and the number of tokens that it counts."""
+    def _gradients(self) -> "list[torch.Tensor]":
         import torch
-        from torch.nn.functional import cross_entropy
 
-        share = indices[self.ranks.rank :: self.ranks.size]
-        if not share:
-            return torch.zeros(()), torch.zeros(())
-        # (rows, tokens); padding is on the right, where causal attention does not look, so no mask is needed.
-        ids, labels = samples.batch(share, pad_id=_plain(self.model).config.pad_token_id or 0)
-        counted = labels[:, 1:] != IGNORED
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.job.precision == "bf16"):
-            if self.is_split:  # the vocabulary is the widest layer: it is computed for learned tokens only
-                hidden = _plain(self.model).get_decoder()(input_ids=ids, use_cache=False)[0][:, :-1]
-                logits = _plain(self.model).get_output_embeddings()(hidden[counted])
-            else:
-                logits = self.model(input_ids=ids, use_cache=False).logits[:, :-1][counted]
-        # (learned, vocabulary)
-        return cross_entropy(logits.float(), labels[:, 1:][counted], reduction="sum"), counted.sum().float()
+        gradients = []
+        for weight in self.trainee.weights.values():
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+            gradients.append(weight.grad)
+        return gradients
+
+    def _passes(self, samples: SampleFile, indices: Sequence[int], learns: bool) -> "torch.Tensor":
+        """Sum of the loss over this rank's share of a batch and the number that it is a sum over: (2,)."""
+        import torch
+
+        limit, is_packed = self.job.micro_batch_tokens, self.trainee.is_packed
+        every = passes_of(indices, samples.lengths, self.ranks.size, limit, is_packed)
+        mine = every[self.ranks.rank]
+        if self.trainee.is_sharded:  # the ranks gather their shards together: each makes as many passes as the others
+            mine = [*mine, *[[]] * (max(map(len, every)) - len(mine))]
+        total = torch.zeros(2, device=self.trainee.device)
+        for rows in mine:
+            loss, count = self.trainee.call(partial(self.loss, samples, rows or indices[:1]))
+            if not rows:
+                loss, count = loss * 0, count * 0
+            if learns and loss.requires_grad:
+                loss.backward()
+            total += torch.stack([loss.detach(), count])
+        return total
 
     def _validate(self) -> float | None:
-        """Loss per learned token over the first validation samples; None when there are none."""
+        """Loss per counted token or pair over the first validation samples; None when there are none."""
         import torch
 
         lengths = self.validation.lengths[: self.job.validation_samples]
-        total = torch.zeros(2)
-        self.model.eval()
+        total = torch.zeros(2, device=self.trainee.device)
+        self.trainee.model.eval()
         with torch.no_grad():
             for indices in epoch_batches(lengths, self.job.optim.tokens_per_batch, seed=0, epoch=0):
-                total += torch.stack(self._loss(self.validation, indices))
-        self.model.train()
+                total += self._passes(self.validation, indices, learns=False)
+        self.trainee.model.train()
+        self.trainee.reshard()
         self.ranks.sum([total])
-        return float(total[0] / total[1]) if total[1] else None
+        if not total[1]:
+            return None
+        loss = float(total[0] / total[1])
+        if not math.isfinite(loss):
+            raise InputError(self._diverged(loss))
+        if self.course.note(loss, self.step) and self.job.early_stopping_patience is not None:
+            self.course.best_weights = weights_of(self.trainee, self.ranks)
+        return loss
+
+    def _is_stopped(self) -> bool:
+        patience = self.job.early_stopping_patience
+        return patience is not None and self.course.num_without_gain >= patience
+
+    def _finish(self) -> None:
+        """Write the result: the best weights with early stopping, else the last."""
+        self.ranks.first(self.writer.wait)
+        if self.job.early_stopping_patience is not None and self.course.best_loss is not None:
+            trained = self.course.best_weights
+            best = {"best_step": self.course.best_step, "best_val_loss": self.course.best_loss}
+            self._report(stopped_early=self.step < self.num_steps, **best)
+        else:
+            trained = weights_of(self.trainee, self.ranks)
+        if self.ranks.rank == 0:
+            write_result(self.job, self.trainee, trained)
 
     def _resume(self) -> None:
-        import torch
+        loaded: list[Checkpoint] = []
 
-        checkpoint = self.checkpoints.load()
-        if checkpoint is None:
+        def load() -> tuple[int, dict[str, Any]] | None:
+            if (newest := newest_checkpoint(self.checkpoints, self.copies)) is None:
+                return None
+            loaded.append(newest)
+            return newest.step, newest.course
+
+        if (found := self.ranks.first(load)) is None:
             return
-        with torch.no_grad():
-            for name, weight in self.weights.items():
-                weight.copy_(checkpoint.tensors[f"weight.{name}"])
-        restore_optimizer(self.optimizer, checkpoint.tensors)
-        torch.set_rng_state(checkpoint.tensors["rng"])
+        checkpoint = loaded[0] if loaded else Checkpoint(found[0], {}, found[1])
+        restore(checkpoint, self.trainee, self.optimizer, self.course, self.ranks)
         self.step = checkpoint.step
         logger.info("%s goes on from step %d of %d.", self.job.phase, self.step, self.num_steps)
         self._report(resumed=True)
 
-    def _save_checkpoint(self) -> None:
-        import torch
-
+    def _wishes(self) -> list[float]:
+        """Rank 0's: whether a checkpoint is due, and whether writing one failed; the others have none."""
         if self.ranks.rank:
-            return
-        tensors = {f"weight.{name}": weight.detach() for name, weight in self.weights.items()}
-        tensors |= optimizer_tensors(self.optimizer)
-        tensors["rng"] = torch.get_rng_state()
-        self.checkpoints.save(Checkpoint(self.step, tensors))
+            return [0.0, 0.0]
+        interval = self.job.checkpoint_interval_s
+        is_time = time.monotonic() - self.saved >= interval
+        return [float(is_time and not (interval and self.writer.is_busy)), float(self.writer.failure() is not None)]
+
+    def _raise_failure(self, has_failed: bool) -> None:
+        if has_failed:
+            self.writer.wait()
+            raise StorageError("Rank 0 could not write a checkpoint: its log says why.")
+
+    def _confirm(self) -> None:
+        """Write the newest snapshot, now that the loss of its weights is known to be a number."""
+        if self.unconfirmed is not None and self.ranks.rank == 0:
+            self.writer.submit(self.unconfirmed)
+        self.unconfirmed = None
 
     def _report(self, **values: Any) -> None:
         self.report({"phase": self.job.phase, "step": self.step, "steps": self.num_steps, **values})
 
-    def _diverged(self, loss: float) -> str:
+    def _diverged(self, loss: float, indices: Sequence[int] = ()) -> str:
+        self.writer.close()
         newest = self.checkpoints.newest_step()
         kept = "no checkpoint was written yet" if newest is None else f"the checkpoint of step {newest} is kept"
+        where = f"at step {self.step + 1} of {self.num_steps} of {self.job.phase}, in {self._batch(indices)}"
+        if not indices:
+            where = f"in the validation after step {self.step} of {self.num_steps} of {self.job.phase}"
         what = f"Loss is {loss}" if not math.isfinite(loss) else "The gradient is not a number"
-        return (
-            f"{what} at step {self.step + 1} of {self.num_steps} of {self.job.phase}: lower its learning_rate "
-            f"({self.job.optim.learning_rate:g}) or use precision fp32; {kept}."
-        )
+        remedy = f"lower its learning_rate ({self.job.optim.learning_rate:g})"
+        if self.job.precision != "fp32":
+            remedy += " or use precision fp32"
+        return f"{what} {where}: {remedy}; {kept}."
 
+    def _batch(self, indices: Sequence[int]) -> str:
+        """The batch by number, and which samples of it give no number by themselves; all of them when none does so."""
+        import torch
 
-def _load(job: Job) -> "tuple[Any, torch.dtype]":
-    """The model to train in fp32, with its adapters, and the type that its weights are kept in."""
-    import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True, "use_safetensors": True}
-    # Plain attention: on CPU and short samples a third faster, training included, than torch's fused kernel.
-    options["attn_implementation"] = "eager"
-    model: Any = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32, **options)
-    kept = _kept_dtype(Path(job.model))
-    if job.lora:
-        from peft import LoraConfig, TaskType, get_peft_model
-
-        config = LoraConfig(
-            task_type=TaskType.CAUSAL_LM, r=job.lora.rank, lora_alpha=job.lora.alpha, target_modules="all-linear"
-        )
-        model = get_peft_model(model, config)
-    return model, kept
-
-
-def _kept_dtype(folder: Path) -> "torch.dtype":
-    import torch
-
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    name = str(config.get("dtype") or config.get("torch_dtype") or "float32")
-    return torch.bfloat16 if name == "bfloat16" else torch.float16 if name == "float16" else torch.float32
-
-
-def _plain(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def _can_be_split(model: Any) -> bool:
-    """Whether the logits are the output layer over the decoder's result, with no step of the model's own between."""
-    import torch
-
-    ids = torch.arange(8)[None]
-    with torch.no_grad():
-        whole = model(input_ids=ids, use_cache=False).logits
-        apart = model.get_output_embeddings()(model.get_decoder()(input_ids=ids, use_cache=False)[0])
-    return whole.shape == apart.shape and bool(torch.allclose(whole, apart, rtol=1e-4, atol=1e-4))
-
-
-def _optimizer(weights: Any, optim: PhaseConfig) -> "torch.optim.Optimizer":
-    import torch
-
-    every = list(weights)
-    groups = [
-        {"params": [weight for weight in every if weight.ndim > 1], "weight_decay": optim.weight_decay},
-        {"params": [weight for weight in every if weight.ndim <= 1], "weight_decay": 0.0},
-    ]
-    used = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(used, lr=optim.learning_rate, betas=(0.9, 0.95))
-
-
-def _write_result(job: Job, model: Any, dtype: "torch.dtype") -> None:
-    aside = Path(job.folder) / f".{FINAL}.partial"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    if job.lora:
-        _write_adapter(model, aside / ADAPTER, job.base_name)
-        model = model.merge_and_unload(safe_merge=True)
-    model.to(dtype).save_pretrained(aside / MERGED)
-    aside.rename(job.final)
-
-
-def _write_adapter(model: Any, folder: Path, base_name: str) -> None:
-    # Without embedding layers: deciding about them, PEFT would ask the hub for the base's config.
-    model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)
-    path = folder / "adapter_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    # PEFT keeps the modules in a set, whose order changes from process to process, and the folder that it read.
-    config["target_modules"] = sorted(config["target_modules"])
-    config["base_model_name_or_path"] = base_name
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        with torch.no_grad():  # every rank looks at every sample: a sharded model needs them all
+            alone = {index: self.trainee.call(partial(self.loss, self.samples, [index]))[0] for index in indices}
+        found = [index for index, loss in alone.items() if not torch.isfinite(loss)] or list(indices)
+        more = f" and {len(found) - NAMED_SAMPLES} more" if len(found) > NAMED_SAMPLES else ""
+        return f"batch {self.step + 1} (samples {', '.join(map(str, found[:NAMED_SAMPLES]))}{more})"
 
 
 def _ignore(record: dict[str, Any]) -> None:

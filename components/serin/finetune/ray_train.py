@@ -11,29 +11,29 @@ import logging
 import os
 import threading
 import time
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
+
+from pydantic import Field
 
 from serin.core import errors
+from serin.core.config import Section
 from serin.core.errors import SerinError, UnavailableError
 from serin.core.telemetry import silence_dependencies
 from serin.finetune.config import FinetuneConfig
-from serin.finetune.loop import PROGRESS, Job, Ranks, Report, train
+from serin.finetune.job import PROGRESS, Job
+from serin.finetune.loop import Report, train
 from serin.finetune.ray_folder import RayFolder
-
-if TYPE_CHECKING:
-    import torch
+from serin.finetune.ray_worker import POLL_S, STOP, follow_orders, outcome_of, write_aside
 
 logger = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 100 * 2**20
-POLL_S = 0.2
 STOP_TIMEOUT_S = 20.0
-STOP = "stop"
+LOCAL = "local"
 WORKER_ENVIRONMENT = {
     # Threads that wait for each other sleep: spinning costs three times the CPU when other work shares the cores.
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -41,6 +41,23 @@ WORKER_ENVIRONMENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
+
+
+class Fleet(Section):
+    """The workers of a session."""
+
+    num_workers: int = Field(default=1, ge=1)
+    """Workers that share each batch."""
+    min_workers: int | None = Field(default=None, ge=1)
+    """Go on with as few as that when a worker cannot be had again, and grow back later; None: wait for all."""
+    cpus_per_worker: int = Field(default=2, ge=1)
+    """CPUs and threads of a worker."""
+    max_failures: int = Field(default=2, ge=0)
+    """How many times Ray starts again, from the last checkpoint, after a worker died."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Whether every worker gets a GPU; auto: when the driver's machine has one."""
+    ray_address: str = LOCAL
+    """A cluster that runs already, as ray.init takes it; ``local`` starts one on this machine."""
 
 
 class Session(Protocol):
@@ -63,7 +80,10 @@ class Session(Protocol):
 
 def session_for(config: FinetuneConfig, name: str) -> Session:
     """A session of Ray Train named after the run, or of this process when there are no workers."""
-    return RaySession(config, name) if config.num_workers else LocalSession()
+    if not config.num_workers:
+        return LocalSession()
+    given = {field: getattr(config, field) for field in Fleet.model_fields if hasattr(config, field)}
+    return RaySession(Fleet.model_validate(given), name)
 
 
 class LocalSession:
@@ -89,12 +109,12 @@ class RaySession:
     """Jobs run on the workers of one TorchTrainer.
 
     Args:
-        config: how many workers, with how many CPUs, and how often they may fail.
+        fleet: how many workers, with what, and how often they may fail.
         name: the run's name.
     """
 
-    def __init__(self, config: FinetuneConfig, name: str) -> None:
-        self._config, self._name = config, name
+    def __init__(self, fleet: Fleet, name: str) -> None:
+        self.fleet, self._name = fleet, name
         self._folder: RayFolder | None = None
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
@@ -130,9 +150,9 @@ class RaySession:
         assert self._thread is not None
         self._num_orders += 1
         order = self._folder.path / f"order-{self._num_orders:04d}.json"
-        outcome = _outcome_of(order)
+        outcome = outcome_of(order)
         lines = _new_lines(Path(job.folder) / PROGRESS)
-        _write_aside(order, job.model_dump_json())
+        write_aside(order, job.model_dump_json())
         while not outcome.exists():
             if not self._thread.is_alive():
                 raise self._ray_error()
@@ -161,7 +181,7 @@ class RaySession:
     def _fit(self, folder: RayFolder) -> None:
         """Start Ray, run the workers until they are told to stop, end Ray."""
         try:
-            _start_ray(folder.path, self._config.num_workers * self._config.cpus_per_worker)
+            _start_ray(folder.path, self.fleet)
             folder.note_processes()
             if not (folder.path / STOP).exists():
                 self._trainer(folder.path).fit()
@@ -175,20 +195,24 @@ class RaySession:
                 ray.shutdown()
 
     def _trainer(self, folder: Path) -> Any:
+        import torch
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
+        fleet = self.fleet
+        use_gpu = fleet.device == "cuda" or (fleet.device == "auto" and torch.cuda.is_available())
+        num_workers: Any = fleet.num_workers if fleet.min_workers is None else (fleet.min_workers, fleet.num_workers)
+        resources = {"CPU": fleet.cpus_per_worker, **({"GPU": 1} if use_gpu else {})}
         return TorchTrainer(
             follow_orders,
             train_loop_config={"folder": str(folder)},
-            torch_config=TorchConfig(backend="gloo"),
-            scaling_config=ScalingConfig(
-                num_workers=self._config.num_workers, resources_per_worker={"CPU": self._config.cpus_per_worker}
-            ),
+            # What lies on the host, such as random states, goes through gloo on a GPU too.
+            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo"),
+            scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=resources),
             run_config=RunConfig(
                 name=self._name,
                 storage_path=str(folder / "results"),
-                failure_config=FailureConfig(max_failures=self._config.max_failures),
+                failure_config=FailureConfig(max_failures=fleet.max_failures),
             ),
         )
 
@@ -198,77 +222,6 @@ class RaySession:
             f"Ray on this machine could not be started or gave up ({reason}): see the log, or set "
             "finetune.num_workers to 0 to train without Ray."
         )
-
-
-def follow_orders(settings: dict[str, str]) -> None:
-    """Ray Train's train function: run every order of a session's folder, then end.
-
-    Args:
-        settings: ``folder`` is the session's.
-    """
-    folder = Path(settings["folder"])
-    ranks = _ranks()
-    for order in _orders(folder):
-        outcome = _outcome_of(order)
-        try:
-            train(Job.model_validate_json(order.read_bytes()), ranks)
-        except Exception as error:  # Ray would try again, in vain: only deaths are worth that
-            logger.exception("Order %s failed.", order.name)
-            details = traceback.format_exc()
-            _write_aside(outcome, json.dumps({"error": type(error).__name__, "text": str(error), "trace": details}))
-            return
-        if ranks.rank == 0:
-            _write_aside(outcome, "{}")
-        else:
-            _wait_for(outcome, folder)
-
-
-class _DistributedRanks(Ranks):
-    """The workers of one group, joined by torch.distributed."""
-
-    def __init__(self, rank: int, size: int) -> None:
-        self.rank, self.size = rank, size
-
-    def sum(self, tensors: "Sequence[torch.Tensor]") -> None:
-        import torch
-        from torch import distributed
-
-        flat = torch.cat([tensor.flatten() for tensor in tensors])
-        distributed.all_reduce(flat)
-        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-            tensor.copy_(part.view_as(tensor))
-
-
-def _ranks() -> Ranks:
-    import ray.train
-
-    context = ray.train.get_context()
-    size = context.get_world_size()
-    return _DistributedRanks(context.get_world_rank(), size) if size > 1 else Ranks()
-
-
-def _orders(folder: Path) -> Iterator[Path]:
-    """Orders in the order of their numbers, each once it is there, until there is a word to stop."""
-    number = 1
-    while True:
-        order = folder / f"order-{number:04d}.json"
-        if order.exists():
-            if not _outcome_of(order).exists():
-                yield order
-            number += 1
-        elif (folder / STOP).exists() or not folder.exists():
-            return
-        else:
-            time.sleep(POLL_S)
-
-
-def _wait_for(outcome: Path, folder: Path) -> None:
-    while not outcome.exists() and folder.exists() and not (folder / STOP).exists():
-        time.sleep(POLL_S)
-
-
-def _outcome_of(order: Path) -> Path:
-    return order.with_name(order.name.replace("order", "outcome"))
 
 
 def _raise_failure(outcome: dict[str, str]) -> None:
@@ -298,30 +251,29 @@ def _new_lines(path: Path) -> Iterator[list[dict[str, Any]]]:
         yield records
 
 
-def _write_aside(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    aside.write_text(text, encoding="utf-8")
-    aside.rename(path)
-
-
-def _start_ray(folder: Path, num_cpus: int) -> None:
-    """Start a local Ray that listens on loopback only, without dashboard and usage reports."""
+def _start_ray(folder: Path, fleet: Fleet) -> None:
+    """Start a local Ray that listens on loopback only, without dashboard and usage reports, or join a cluster."""
     import ray
 
     if ray.is_initialized():
         raise UnavailableError("Ray is running in this process already: call ray.shutdown() first.")
     silence_dependencies()
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
+    if fleet.ray_address != LOCAL:
+        host = fleet.ray_address.rpartition(":")[0]
+        if host.startswith("127."):
+            options["_node_ip_address"] = host  # else Ray looks for its node at another interface
+        ray.init(address=fleet.ray_address, runtime_env={"env_vars": WORKER_ENVIRONMENT}, **options)
+        return
     with _environment(WORKER_ENVIRONMENT):
         ray.init(
-            address="local",
-            num_cpus=num_cpus,
+            address=LOCAL,
+            num_cpus=fleet.num_workers * fleet.cpus_per_worker,
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=False,
             _node_ip_address="127.0.0.1",
             _temp_dir=str(folder / "ray"),
+            **options,
         )
 
 

@@ -101,7 +101,7 @@ def write_untrained(folder: Path, tokenizer: "PreTrainedTokenizerFast", config: 
     from transformers.utils import logging as transformers_logging
 
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(_llama_config(tokenizer, config))
+    model = LlamaForCausalLM(llama_config(tokenizer, config))
     if config.copying_start:
         start_copying(model)
     transformers_logging.disable_progress_bar()
@@ -109,7 +109,7 @@ def write_untrained(folder: Path, tokenizer: "PreTrainedTokenizerFast", config: 
     tokenizer.save_pretrained(folder)
 
 
-def _llama_config(tokenizer: "PreTrainedTokenizerFast", config: TinyConfig) -> Any:
+def llama_config(tokenizer: "PreTrainedTokenizerFast", config: TinyConfig) -> Any:
     from transformers import LlamaConfig
 
     return LlamaConfig(

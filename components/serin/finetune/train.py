@@ -1,5 +1,8 @@
 """The fine-tune stage: a base and a dataset in, the artefacts 'base' and 'model' out.
 
+The objective decides what is read: ``sft`` the dataset's conversations, ``pretrain`` the documents' text, ``dpo`` the
+dataset's ``preferences.jsonl``.
+
 ``base`` is a Hugging Face folder: for ``serin://tiny`` pretrained here on the documents and, as plain text, the
 training conversations; for any other base a verified copy.  ``model`` holds ``merged/`` (a Hugging Face folder that
 serves), ``adapter/`` (PEFT, with LoRA), ``training.json``, ``card.md`` and ``report.html``.
@@ -18,28 +21,28 @@ from typing import Any, Literal
 
 from serin.core.artifacts import Artifact, Built
 from serin.core.context import StageContext
-from serin.core.digests import digest_of_file
-from serin.core.errors import InputError
+from serin.core.digests import code_version, digest_of_file
 from serin.core.prompts import Prompt
 from serin.core.records import Conversation, Document, read_jsonl
-from serin.finetune.base import SMALL_FILES, TINY, resolved
+from serin.core.storage import is_remote, join
+from serin.core.tracking import SystemMetrics, log_model
+from serin.finetune.base import SMALL_FILES, TINY, require_positions, resolved
+from serin.finetune.card import card
 from serin.finetune.config import FinetuneConfig, PhaseConfig, phase_of
-from serin.finetune.data import Sample, encode_conversations, encode_texts, require_trainable, save_samples
-from serin.finetune.loop import MERGED, PROGRESS, Job, LoraSpec
-from serin.finetune.progress import Heartbeat, PhaseReport
+from serin.finetune.data import Sample, encode_texts, save_samples
+from serin.finetune.job import ADAPTER, MERGED, PROGRESS, Job, LoraSpec
+from serin.finetune.objectives import ObjectiveSpec
+from serin.finetune.prepare import COUNTS, TRAIN, VALIDATION, Preparation
+from serin.finetune.progress import Heartbeat, PhaseReport, model_flops_per_token
+from serin.finetune.publish import publish
+from serin.finetune.quantized import require_quantization
 from serin.finetune.ray_train import Session, session_for
-from serin.finetune.report import Curve, card, curve_of, page
+from serin.finetune.report import Curve, curve_of, page
 from serin.finetune.tiny import corpus_of, plain_text, pretraining_samples, train_tokenizer, write_untrained
 
 logger = logging.getLogger(__name__)
 
-PREPARED, START, TRAIN, VALIDATION, COUNTS = (
-    "prepared",
-    "start",
-    "train.safetensors",
-    "validation.safetensors",
-    "counts.json",
-)
+PREPARED, START = "prepared", "start"
 TRAINING, CARD, REPORT = "training.json", "card.md", "report.html"
 BASE_SHARE, END_SHARE = 0.45, 0.98
 
@@ -76,12 +79,29 @@ def finetune(
         UnavailableError: Ray cannot be started, or the hub cannot be reached.
     """
     name = f"finetune-{context.lineage_id or 'alone'}"
-    with Heartbeat(context.progress) as heartbeat, session_for(config, name) as session:
+    with (
+        SystemMetrics(context.tracker),
+        Heartbeat(context.progress) as heartbeat,
+        session_for(config, name) as session,
+    ):
         heartbeat.say("reading the dataset", 0.0)
         stage = _Stage(config, base_model, prompt, dataset, documents, context, heartbeat, session)
         stage.check()
         base = stage.tiny_base() if base_model == TINY else stage.given_base()
-        return Finetuned(base, stage.model(base))
+        model = stage.model(base)
+        numbers = {name: value for name, value in model.metadata.items() if isinstance(value, str | int | float)}
+        log_model(
+            context.tracker,
+            model.path,
+            name=context.endpoint,
+            digest=model.digest,
+            uri=model.uri,
+            params=numbers,
+            step=int(model.metadata.get("steps", 0)),
+        )
+        if place := publish(config.publish, model.path, model.digest):
+            context.tracker.tags({"serin.published": place})
+        return Finetuned(base, model)
 
 
 @dataclass
@@ -101,9 +121,11 @@ class _Stage:
 
     def check(self) -> None:
         """Refuse what cannot be learned from before anything is started."""
-        answers = (m.content for c in self._split("train") for m in c.messages if m.role == "assistant")
-        if not any(answer.strip() for answer in answers):
-            raise InputError("The dataset has no trainable token: its train split needs conversations with answers.")
+        if self.config.method == "qlora":
+            require_quantization()
+        self.preparation.check()
+        counts = {name: value for name, value in self.dataset.metadata.items() if isinstance(value, int | float)}
+        self.context.tracker.dataset("dataset", self.dataset.digest, self.dataset.uri, profile=counts)
         self.context.tracker.params(
             {
                 "base_model": self.base_model,
@@ -113,6 +135,11 @@ class _Stage:
                 **self.config.identity(),
             }
         )
+
+    @property
+    def preparation(self) -> Preparation:
+        """What the objective reads."""
+        return Preparation(self.config, self.prompt, self.dataset.path, self.documents.path)
 
     def tiny_base(self) -> Artifact:
         """The base ``serin://tiny``, pretrained on this corpus."""
@@ -129,7 +156,12 @@ class _Stage:
             curve = curve_of("pretraining", scratch / PROGRESS)
             _write_json(output / TRAINING, {"settings": self.config.base_identity(), "curve": curve.dump()})
             return Built(
-                metadata={"base_model": TINY, "parameters": _num_parameters(output), **curve.metrics()},
+                metadata={
+                    "base_model": TINY,
+                    "parameters": _num_parameters(output),
+                    "licence": "that of the corpus",
+                    **curve.metrics(),
+                },
                 content=_contents(output, leave_out=(TRAINING,)),
             )
 
@@ -144,20 +176,23 @@ class _Stage:
         """A verified copy of the base that the user names."""
         self.heartbeat.say("checking the base model", 0.01)
         with resolved(self.base_model) as folder:
+            require_positions(folder, self.config.max_length)
+            about = {"licence": folder.licence, "revision": folder.revision}
 
             def build(output: Path, scratch: Path) -> Built:
                 folder.copy_to(output)
-                return Built(metadata={"base_model": self.base_model, "parameters": _num_parameters(output)})
+                facts = {"base_model": self.base_model, "parameters": _num_parameters(output), **about}
+                return Built(metadata=facts)
 
-            return self.context.produce("base", build, inputs={"source": folder.digest()}, config={})
+            return self.context.produce("base", build, inputs={"source": folder.digest()}, config=about)
 
     def model(self, base: Artifact) -> Artifact:
         """The model that is tuned from a base."""
 
         def build(output: Path, scratch: Path) -> Built:
             self.session.start()
-            self.heartbeat.say("encoding the conversations", self.done)
-            prepared = _once(scratch / PREPARED, lambda folder: self._prepare_finetuning(folder, base))
+            self.heartbeat.say(f"encoding the {self.preparation.noun}", self.done)
+            prepared = _once(scratch / PREPARED, lambda folder: self.preparation.write(folder, base.path))
             job = self._job("fine-tuning", prepared, base.path, scratch, phase_of(self.config), base)
             result = self._run(job, (self.done + 0.01, END_SHARE))
             shutil.copytree(result, output, dirs_exist_ok=True)
@@ -166,10 +201,13 @@ class _Stage:
             metadata = self._describe(output, base, scratch, json.loads((prepared / COUNTS).read_text()))
             return Built(metadata=metadata, content=content)
 
+        inputs: dict[str, Artifact | str] = {"base": base, "dataset": self.dataset, "prompt": self.prompt.version}
+        if self.config.objective == "pretrain":
+            inputs["documents"] = self.documents
         return self.context.produce(
             "model",
             build,
-            inputs={"base": base, "dataset": self.dataset, "prompt": self.prompt.version},
+            inputs=inputs,
             config=self.config.identity(),
         )
 
@@ -188,25 +226,6 @@ class _Stage:
         wanted = texts[: self.config.validation_samples]
         return encode_texts(tokenizer, wanted, self.config.max_length) if wanted else []
 
-    def _prepare_finetuning(self, folder: Path, base: Artifact) -> None:
-        """The conversations as samples, and how many of them had to give something up."""
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(base.path, trust_remote_code=False, local_files_only=True)
-        train = encode_conversations(tokenizer, self._split("train"), self.prompt, self.config.max_length)
-        require_trainable(train, self.config.max_length)
-        some = self._split("validation")[: self.config.validation_samples]
-        validation = encode_conversations(tokenizer, some, self.prompt, self.config.max_length)
-        folder.mkdir()
-        save_samples(folder / TRAIN, train.samples)
-        save_samples(folder / VALIDATION, validation.samples)
-        counts = {
-            "samples": len(train.samples),
-            "samples_shortened": train.num_shortened,
-            "samples_left_out": train.num_left_out,
-        }
-        _write_json(folder / COUNTS, counts)
-
     def _job(
         self,
         phase: Literal["pretraining", "fine-tuning"],
@@ -217,7 +236,11 @@ class _Stage:
         base: Artifact | None = None,
     ) -> Job:
         config = self.config
-        lora = LoraSpec(rank=config.lora_rank, alpha=config.lora_alpha) if base and config.method == "lora" else None
+        lora = None
+        if base and config.method != "full":
+            # Only where it is asked for: a loop that cannot load a base in 4 bits refuses the word.
+            quantized = {"quantized": True} if config.method == "qlora" else {}
+            lora = LoraSpec.load({"rank": config.lora_rank, "alpha": config.lora_alpha, **quantized})
         model_digest = base.digest if base else digest_of_file(model / "model.safetensors")
         return Job(
             phase=phase,
@@ -227,20 +250,44 @@ class _Stage:
             validation=str(prepared / VALIDATION),
             folder=str(scratch),
             inputs={"model": model_digest, "train": digest_of_file(prepared / TRAIN)},
+            objective=config.objective_spec() if base else ObjectiveSpec(kind="pretrain"),
             optim=optim,
             lora=lora,
             precision=config.precision,
             seed=config.seed,
             threads=config.cpus_per_worker,
+            device=config.device,
+            strategy=config.strategy,
+            micro_batch_tokens=config.micro_batch_tokens,
+            packing=config.packing,
+            activation_checkpointing=config.activation_checkpointing,
+            compile=config.compile,
+            liger=config.liger,
+            early_stopping_patience=config.early_stopping_patience if base else None,
             checkpoint_interval_s=config.checkpoint_interval_s,
+            checkpoint_uri=self._checkpoint_uri(scratch),
             validation_interval=config.validation_interval,
             validation_samples=config.validation_samples,
         )
 
+    def _checkpoint_uri(self, scratch: Path) -> str:
+        """A place of this artefact's own; its workspace is named after what decides it."""
+        root = self.config.checkpoint_uri
+        if not root and is_remote(self.context.store.uri):
+            root = join(self.context.store.uri, "checkpoints")
+        return join(root, scratch.parent.name) if root else ""
+
     def _run(self, job: Job, share: tuple[float, float]) -> Path:
         name = "pretrain" if job.phase == "pretraining" else "finetune"
         self.heartbeat.say(f"{job.phase}: starting", share[0])
-        result = self.session.run(job, PhaseReport(self.heartbeat, self.context.tracker, name, share))
+        flops = model_flops_per_token(
+            Path(job.model),
+            _num_parameters(Path(job.model)),
+            trains_all=job.lora is None,
+            length=self.config.max_length,
+        )
+        report = PhaseReport(self.heartbeat, self.context.tracker, name, share, flops_per_token=flops)
+        result = self.session.run(job, report)
         self.heartbeat.say(f"{job.phase}: done", share[1])
         return result
 
@@ -250,8 +297,11 @@ class _Stage:
         facts = {
             "base_model": self.base_model,
             "base_digest": base.digest,
+            "base_licence": base.metadata.get("licence", "not stated"),
+            "base_revision": base.metadata.get("revision", ""),
             "dataset_digest": self.dataset.digest,
             "prompt_version": self.prompt.version,
+            "objective": self.config.objective,
             "method": self.config.method,
             "parameters": _num_parameters(output / MERGED),
             **counts,
@@ -260,7 +310,16 @@ class _Stage:
         settings = self.config.identity()
         title = f"Model tuned from {self.base_model}"
         _write_json(output / TRAINING, {"facts": facts, "settings": settings, "curve": curve.dump()})
-        (output / CARD).write_text(card(title, facts, settings), encoding="utf-8")
+        text = card(
+            title,
+            facts,
+            settings,
+            licence=base.metadata.get("licence", ""),
+            code_version=code_version("finetune"),
+            has_adapter=(output / ADAPTER).is_dir(),
+            files={name: digest for name, digest in _contents(output).items() if name.endswith(".safetensors")},
+        )
+        (output / CARD).write_text(text, encoding="utf-8")
         (output / REPORT).write_text(page(title, facts, [*_base_curves(base), curve]), encoding="utf-8")
         self.context.tracker.artifact(output / REPORT)
         return facts

@@ -6,13 +6,14 @@ placement, never results: images, secrets by reference, resources, time limits. 
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field
 
 from serin.core.config import Section
 from serin.core.errors import ConfigError
+from serin.finetune.cluster.config import ClusterConfig
 
 Target = Literal["cpu", "ray", "serve"]
 
@@ -105,6 +106,8 @@ class Environment(Section):
     default: Placement = Placement()
     components: dict[str, Placement] = Field(default_factory=dict)
     """By component name, with its underscores."""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """Where fine-tuning's Ray is (ClusterConfig); empty: in the task's own pod."""
     labels: dict[str, str] = Field(default_factory=dict)
     """On every pod."""
     keep_finished_s: int | None = None
@@ -120,8 +123,32 @@ class Environment(Section):
         return self.name != LOCAL.name
 
     def placement(self, component: str) -> Placement:
-        """How a component's tasks run here."""
-        return self.components.get(component, self.default)
+        """How a component's tasks run here; fine-tuning that runs elsewhere leaves a small task that waits for it."""
+        placement = self.components.get(component, self.default)
+        if component == "finetune" and self.ray_cluster().kind != "here":
+            return self.default.model_copy(update={"timeout_s": placement.timeout_s, "retries": placement.retries})
+        return placement
+
+    def ray_cluster(self) -> ClusterConfig:
+        """Where fine-tuning's Ray is, with this environment's image, GPUs, secrets and volume.
+
+        Raises:
+            ConfigError: a setting of ``training`` is wrong.
+        """
+        if not self.training:
+            return ClusterConfig()
+        mine = {
+            "namespace": self.namespace,
+            "image": self.images.ray,
+            "gpu_resource": self.gpu.resource,
+            "node_selector": self.gpu.node_selector,
+            "tolerations": [{"key": self.gpu.toleration}],
+            "secrets": [name for name in (self.secrets.object_store, self.secrets.tracking) if name],
+            "labels": self.labels,
+            "volume_claim": self.volume_claim,
+            "volume_path": self.volume_path,
+        }
+        return ClusterConfig.load({**mine, **self.training})
 
     def image(self, target: Target) -> str:
         """The reference of a target's image."""

@@ -1,7 +1,10 @@
 """Bases that are found, and ones that are refused in one sentence."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +12,8 @@ import pytest
 
 from serin.core.errors import ConfigError, InputError, StorageError, UnavailableError
 from serin.core.storage import storage_for
-from serin.finetune.base import resolved
+from serin.finetune.base import require_positions, resolved
+from serin.finetune.data import SampleFile, encode_texts, save_samples
 
 FILES = {
     "config.json",
@@ -135,3 +139,108 @@ def test_a_name_of_no_known_kind_is_refused(name: str) -> None:
 def test_a_hub_model_without_hub_or_copy_says_so() -> None:
     with pytest.raises(UnavailableError, match="not on this machine"), resolved("example-org/no-such-model"):
         pass
+
+
+def with_bigger_tokenizer(base: Path) -> None:
+    set_config(base, vocab_size=100)
+
+
+def with_unknown_end(base: Path) -> None:
+    set_config(base, eos_token_id=[1, 399_999])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            with_bigger_tokenizer,
+            r"has embeddings for 100 tokens and a tokenizer that knows number \d+: use the tokenizer",
+        ),
+        (with_unknown_end, "has eos_token_id 399999 in its config.json and a tokenizer without that token"),
+    ],
+)
+def test_a_tokenizer_of_another_model_is_refused(spoil: Callable[[Path], None], message: str, base: Path) -> None:
+    spoil(base)
+    with pytest.raises(InputError, match=message), resolved(str(base)):
+        pass
+
+
+def test_a_spare_token_without_an_embedding_is_refused_only_where_it_is_used(base: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens(["<|picture|>"], special_tokens=True)
+    tokenizer.save_pretrained(base)
+    with resolved(str(base)):
+        pass
+    size = json.loads((base / "config.json").read_text())["vocab_size"]
+    for text in ("A lamp.", "A lamp <|picture|>."):
+        save_samples(tmp_path / "samples", encode_texts(tokenizer, [text], 64))
+        if "picture" in text:
+            with pytest.raises(InputError, match=rf"holds token number {size} and the base has embeddings for {size}"):
+                SampleFile(tmp_path / "samples").require_embeddings(size)
+        else:
+            SampleFile(tmp_path / "samples").require_embeddings(size)
+
+
+def test_samples_longer_than_its_positions_are_refused(base: Path) -> None:
+    with resolved(str(base)) as found:
+        assert found.max_positions == 256
+        require_positions(found, 256)
+        with pytest.raises(ConfigError, match="takes 256 tokens at most: set max_length to 256 or less"):
+            require_positions(found, 257)
+
+
+@pytest.mark.parametrize(
+    ("readme", "licence"),
+    [
+        (None, "not stated"),
+        ("# No front matter\nlicense: mit\n", "not stated"),
+        ("---\nlicense: apache-2.0\ntags:\n- chat\n---\n# A model", "apache-2.0"),
+        ("---\nlicense: 'other'\nlicense_name: house-terms\n---\n", "other (house-terms)"),
+    ],
+)
+def test_the_licence_is_what_the_readme_states(readme: str | None, licence: str, base: Path) -> None:
+    if readme is not None:
+        (base / "README.md").write_text(readme)
+    with resolved(str(base)) as found:
+        assert found.licence == licence
+
+
+def test_without_weights_a_base_on_s3_is_fetched_small(base: Path, s3_bucket: str) -> None:
+    storage = storage_for(f"s3://{s3_bucket}/models/base")
+    for path in base.iterdir():
+        storage.upload(path, path.name)
+    with resolved(f"s3://{s3_bucket}/models/base", with_weights=False) as found:
+        assert {path.name for path in found.path.iterdir()} == FILES - {"model.safetensors"}
+
+
+def cached_hub_model(cache: Path, base: Path, revisions: dict[str, str]) -> None:
+    """A hub cache as a download leaves it: snapshots by commit, and branches or tags that point at them."""
+    repository = cache / "models--example-org--lamps"
+    (repository / "refs").mkdir(parents=True)
+    for name, commit in revisions.items():
+        shutil.copytree(base, repository / "snapshots" / commit, dirs_exist_ok=True)
+        (repository / "refs" / name).write_text(commit)
+
+
+RESOLVE = """
+import json, logging, sys
+logging.basicConfig(level=logging.WARNING, format="%(message)s")
+from serin.finetune.base import require_positions, resolved
+from serin.finetune.data import SampleFile, encode_texts, save_samples
+with resolved(sys.argv[1]) as found:
+    print(json.dumps({"revision": found.revision, "licence": found.licence}))
+"""
+
+
+@pytest.mark.parametrize(("asked", "commit"), [("", "a" * 40), ("@v1", "b" * 40), ("@" + "b" * 40, "b" * 40)])
+def test_a_hub_model_is_resolved_to_its_commit(asked: str, commit: str, base: Path, tmp_path: Path) -> None:
+    (base / "README.md").write_text("---\nlicense: mit\n---\n")
+    cached_hub_model(tmp_path / "hub", base, {"main": "a" * 40, "v1": "b" * 40})
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", RESOLVE, f"example-org/lamps{asked}"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"revision": commit, "licence": "mit"}
+    assert ("names no revision; today it is example-org/lamps@" + commit in done.stderr) == (not asked)

@@ -1,8 +1,11 @@
 """The whole stage, with the plain loop in place of Ray."""
 
+import dataclasses
 import itertools
 import json
+import math
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -10,12 +13,14 @@ from pathlib import Path
 import pytest
 from lamps import SMALL, Inputs, MakeInputs, conversation, start_stage
 
+from serin.core.artifacts import Built
 from serin.core.config import Section
 from serin.core.digests import code_version
-from serin.core.errors import ConfigError, InputError
-from serin.core.records import Conversation, Message
+from serin.core.errors import ConfigError, InputError, UnavailableError
+from serin.core.records import Conversation, Message, write_jsonl
 from serin.finetune.base import TINY
 from serin.finetune.config import FinetuneConfig
+from serin.finetune.preferences import PREFERENCES, Preference
 from serin.finetune.train import Finetuned, finetune
 
 # PEFT 0.21 asks transformers 5.23 for an attribute that the latter renamed.
@@ -120,7 +125,8 @@ def test_mlflow_shows_both_phases(inputs: Inputs, tmp_path: Path) -> None:
 def test_the_report_and_the_card_tell_the_course(inputs: Inputs) -> None:
     made = run(inputs)
     page = (made.model.path / "report.html").read_text()
-    assert page.count("<svg") == 2
+    assert page.count("<h2>") == 2
+    assert page.count("<svg") >= 2
     assert "<script" not in page
     assert made.base.digest in (made.model.path / "card.md").read_text()
     curve = json.loads((made.model.path / "training.json").read_text())["curve"]
@@ -214,6 +220,7 @@ def test_the_component_hands_out_both_artefacts(inputs: Inputs, tmp_path: Path) 
         endpoint="assistant",
         lineage_id="lineage-1",
         config=SMALL.dump(),
+        cluster={},
         code_version=code_version("finetune"),
         **given,
         **outputs,
@@ -221,3 +228,66 @@ def test_the_component_hands_out_both_artefacts(inputs: Inputs, tmp_path: Path) 
     assert inputs.store.open(outputs["model"].metadata["uri"]).digest == outputs["model"].metadata["digest"]
     assert outputs["metrics"].metadata["val_loss"] > 0
     assert (tmp_path / "out" / "report").read_text().startswith("<!doctype html>")
+
+
+def with_preferences(inputs: Inputs) -> Inputs:
+    """The inputs with a dataset that also holds preferences."""
+
+    def build(output: Path, scratch: Path) -> Built:
+        shutil.copytree(inputs.dataset.path, output, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
+        questions = [Message(role="user", content=f"What does lamp {number} cost?") for number in range(40)]
+        pairs = [
+            Preference(id=f"p{number}", messages=(question,), chosen=f"{number + 7} EUR.", rejected="No idea.")
+            for number, question in enumerate(questions)
+        ]
+        write_jsonl(output / PREFERENCES, pairs)
+        return Built()
+
+    made, _ = inputs.store.produce("dataset", build, inputs={"from": inputs.dataset.digest}, config={}, code="1")
+    return dataclasses.replace(inputs, dataset=made)
+
+
+def test_dpo_learns_from_the_dataset_s_preferences(inputs: Inputs, tiny_folder: Path) -> None:
+    config = SMALL.model_copy(update={"objective": "dpo", "max_steps": 10})
+    made = run(with_preferences(inputs), config, str(tiny_folder))
+    assert made.model.metadata["objective"] == "dpo"
+    assert made.model.metadata["val_loss_before"] == pytest.approx(math.log(2), abs=1e-3)
+    assert made.model.metadata["val_loss"] < math.log(2)
+    assert 30 <= made.model.metadata["samples"] < 40
+
+
+def test_dpo_without_preferences_is_refused_before_any_training(inputs: Inputs, tiny_folder: Path) -> None:
+    with pytest.raises(InputError, match=r"dpo needs preferences\.jsonl"):
+        run(inputs, SMALL.model_copy(update={"objective": "dpo"}), str(tiny_folder))
+    assert not inputs.store.storage.keys("base")
+
+
+def test_continued_pretraining_reads_the_documents(inputs: Inputs, tiny_folder: Path) -> None:
+    made = run(inputs, SMALL.model_copy(update={"objective": "pretrain"}), str(tiny_folder))
+    assert made.model.manifest.inputs["documents"] == inputs.documents.digest
+    assert made.model.metadata["samples"] == 1
+    curve = json.loads((made.model.path / "training.json").read_text())["curve"]
+    assert curve["loss"][-1][1] < curve["loss"][0][1]
+
+
+def test_the_licence_of_the_base_is_on_the_card(inputs: Inputs, tiny_folder: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(tiny_folder, tmp_path / "base"))
+    (base / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
+    made = run(inputs, base=str(base))
+    assert "| base_licence | cc-by-4.0 |" in (made.model.path / "card.md").read_text()
+
+
+def test_samples_longer_than_the_base_takes_are_refused_before_any_training(inputs: Inputs, tiny_folder: Path) -> None:
+    with pytest.raises(ConfigError, match="takes 256 tokens at most"):
+        run(inputs, SMALL.model_copy(update={"max_length": 300}), str(tiny_folder))
+    assert not inputs.store.storage.keys("base")
+
+
+def test_four_bits_without_a_gpu_are_refused_before_any_training(inputs: Inputs, tiny_folder: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(UnavailableError, match="qlora needs a GPU"):
+        run(inputs, SMALL.model_copy(update={"method": "qlora"}), str(tiny_folder))
+    assert not inputs.store.storage.keys("base")

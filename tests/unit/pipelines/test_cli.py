@@ -29,7 +29,8 @@ def commands() -> dict[str, click.Command]:
 
 
 EXPECTED = {
-    "run", "compile", "data prep", "data samples", "finetune", "index", "evaluate", "release create", "release list",
+    "run", "compile", "data prep", "data samples", "finetune plan", "finetune pairs", "finetune sweep", "index",
+    "evaluate", "release create", "release list",
     "release show", "release rollback", "deploy", "serve", "monitor", "lineage", "runs", "doctor", "lint", "submit",
     "promote", "rollback", "schedule create", "schedule update", "schedule list", "schedule remove", "schedule apply",
 }  # fmt: skip
