@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.serin-installed
 export SERIN_HOME ?= $(CURDIR)/.serin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test setup lint types contracts unit test-images golden bench-capacity clean help
+.PHONY: demo test setup lint types contracts unit test-images golden bench-capacity bench-finetune clean help
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -49,6 +49,10 @@ test-images: setup
 
 bench-capacity: setup
 	@$(BIN)/python tests/bench/capacity.py
+
+bench-finetune: setup
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	@$(BIN)/python tests/bench/finetune.py
 
 golden: setup
 	@$(BIN)/python tests/pipelines/golden.py
