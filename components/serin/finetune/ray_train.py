@@ -35,8 +35,8 @@ OBJECT_STORE_BYTES = 100 * 2**20
 STOP_TIMEOUT_S = 20.0
 LOCAL = "local"
 WORKER_ENVIRONMENT = {
-    # Threads that wait for each other spin for about a millisecond and then sleep. Sleeping at once costs a third of the
-    # speed (SPEED.md); spinning for longer costs three times the CPU when other work shares the cores.
+    # Threads that wait for each other spin for about a millisecond and then sleep. Sleeping at once costs a third
+    # of the speed (SPEED.md); spinning for longer costs three times the CPU when other work shares the cores.
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "300000",
     # A worker imports torch and this package first, which takes minutes on a machine that is busy.
