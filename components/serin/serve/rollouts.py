@@ -153,6 +153,8 @@ class Rollouts:
                     seen = length
             except SerinError as error:
                 logger.error("The journal's champion cannot be served: %s", error)
+            except Exception:  # a follower that ended without a word would leave the endpoint on an old release
+                logger.exception("The journal could not be followed; it is tried again.")
             await asyncio.sleep(interval_s)
 
     async def _followed(self, journal: Journal) -> bool:
