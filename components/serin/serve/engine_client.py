@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import aiohttp
 
@@ -32,6 +33,13 @@ class EngineRequest:
     temperature: float
     seed: int | None
     stop: tuple[str, ...]
+    top_p: float = 1.0
+    n: int = 1
+    logprobs: int | None = None
+    """Alternatives per token; None: no log-probabilities."""
+    response_format: dict[str, Any] | None = None
+    model: str | None = None
+    """The engine's model or adapter; None: its only one."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,10 @@ class EnginePiece:
     finish_reason: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    index: int = 0
+    """Which of ``n`` choices it belongs to."""
+    logprobs: tuple[dict[str, Any], ...] = ()
+    """OpenAI's entries of ``choice.logprobs.content`` for the piece's tokens."""
 
 
 class EngineClient:

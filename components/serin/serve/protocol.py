@@ -73,6 +73,12 @@ class ChatRequest:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     user: str | None = None
+    top_p: float | None = None
+    n: int = 1
+    logprobs: int | None = None
+    """Alternatives per token that are wanted with the log-probabilities; None: no log-probabilities."""
+    response_format: dict[str, Any] | None = None
+    """None for plain text; else OpenAI's ``{"type": "json_object"}`` or ``{"type": "json_schema", ...}``."""
 
 
 async def read_json(request: Request) -> dict[str, Any]:

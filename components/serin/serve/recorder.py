@@ -4,7 +4,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from serin.core.errors import SerinError
 from serin.core.events import EndpointEvent, write_events
@@ -21,6 +21,17 @@ MAX_BUFFERED = 20_000
 
 
 @dataclass(frozen=True)
+class StageTiming:
+    """One stage of a request: 'rails.input', 'retrieval', 'rails.retrieval', 'engine', 'rails.output'."""
+
+    name: str
+    start_ns: int
+    """``time.time_ns`` when it began."""
+    end_ns: int
+    attributes: dict[str, str | int | float | bool | tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Observation:
     """A request's event before it is scored and redacted."""
 
@@ -28,6 +39,8 @@ class Observation:
     """With question and answer in full: they never leave memory like that unless the policy keeps full text."""
     passages: tuple[str, ...]
     guardrails: Guardrails
+    stages: tuple[StageTiming, ...] = ()
+    """What the time went to, in order of their ends."""
 
 
 class Recorder:
