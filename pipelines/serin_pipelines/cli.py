@@ -16,7 +16,7 @@ from rich.table import Table
 
 from serin.core.errors import ConfigError, SerinError
 from serin.core.telemetry import silence_dependencies
-from serin_pipelines import cli_finetune, cli_kubeflow, cli_lint, cli_stages, cli_sweep
+from serin_pipelines import cli_finetune, cli_kubeflow, cli_lint, cli_release, cli_stages, cli_sweep
 from serin_pipelines.options import (
     AsJson,
     ConfigFile,
@@ -47,6 +47,13 @@ cli_finetune.app.command("sweep")(cli_sweep.sweep)
 app.add_typer(cli_finetune.app, name="finetune", rich_help_panel=STAGES)
 for stage in (cli_stages.index, cli_stages.evaluate, cli_stages.deploy, cli_stages.monitor):
     app.command(rich_help_panel=STAGES)(stage)
+for name, about_releases in (
+    ("verify", cli_release.release_verify),
+    ("diff", cli_release.release_diff),
+    ("sign", cli_release.release_sign),
+    ("key", cli_release.release_key),
+):
+    cli_stages.release_app.command(name)(about_releases)
 app.add_typer(cli_stages.release_app, name="release", rich_help_panel=SERVING)
 app.command(rich_help_panel=KUBEFLOW)(cli_lint.lint)
 for command in (cli_kubeflow.submit, cli_kubeflow.promote, cli_kubeflow.rollback):

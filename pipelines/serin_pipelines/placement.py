@@ -13,7 +13,10 @@ from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
 from serin.core.context import RUN_VARIABLE
+from serin.core.digests import canonical_json
 from serin.core.gateway_client import GATEWAY_VARIABLE, TOKEN_VARIABLE
+from serin.core.signing import KEY_VARIABLE
+from serin.core.verification import REQUIREMENTS_VARIABLE, ReleaseRequirements
 from serin_pipelines.environments import LOCAL, Environment, Placement
 
 Effect = Literal["pure", "idempotent", "acts"]
@@ -122,6 +125,10 @@ def _variables(component: str, task: PipelineTask, environment: Environment) -> 
     if component in ("deploy", "conclude") and environment.gateway_url:
         task.set_env_variable(GATEWAY_VARIABLE, environment.gateway_url)
         _secret(task, environment.secrets.gateway, TOKEN_VARIABLE)
+    if component == "deploy" and environment.release != ReleaseRequirements():
+        task.set_env_variable(REQUIREMENTS_VARIABLE, canonical_json(environment.release.parameters()))
+    if component in ("release", "refresh"):
+        _secret(task, environment.secrets.signing, KEY_VARIABLE)
 
 
 def _secret(task: PipelineTask, name: str, *variables: str) -> None:

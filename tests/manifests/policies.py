@@ -22,6 +22,7 @@ EXTERNAL_SECRETS = {
     "serin-mlflow": {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"},
     "serin-mlflow-server": {"backend-store-uri", "flask-secret-key", "admin-username", "admin-password", "auth.ini"},
     "serin-gateway": {"SERIN_ADMIN_TOKEN", "SERIN_API_KEYS"},
+    "serin-signing": {"SERIN_SIGNING_KEY"},
 }
 """Made outside, see README.md: name to keys."""
 EXTERNAL_PODS = (

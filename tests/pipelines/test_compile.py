@@ -212,11 +212,12 @@ def test_a_gpu_comes_with_its_toleration_its_nodes_and_shared_memory(name: str, 
     ]
 
 
-def test_secrets_come_by_reference_and_the_gateways_only_to_what_moves_traffic(on_cluster: Compiled) -> None:
+def test_secrets_come_by_reference_and_each_only_to_the_tasks_that_use_it(on_cluster: Compiled) -> None:
+    users = {"serin-gateway": ("deploy", "conclude"), "serin-signing": ("release", "refresh")}
     for name in on_cluster.tasks:
         secrets = {secret["secretName"] for secret in on_cluster.pod(name)["secretAsEnv"]}
-        gateway = {"serin-gateway"} if name in ("deploy", "conclude") else set()
-        assert secrets == {"serin-object-store", "serin-mlflow", *gateway}
+        of_its_own = {secret for secret, tasks in users.items() if name in tasks}
+        assert secrets == {"serin-object-store", "serin-mlflow", *of_its_own}
 
 
 def test_finished_workflows_are_removed_and_long_ones_ended(on_cluster: Compiled) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serin.core.artifacts import Artifact, ArtifactStore, Built
+from serin.core.artifacts import Artifact, ArtifactStore, Built, Origin
 from serin.core.context import StageContext
 from serin.core.policy import default_policy
 from serin.core.prompts import Prompt
@@ -75,14 +75,29 @@ def release_of(model: Artifact, index: Artifact, dataset: Artifact, serving: Ser
     )
 
 
-def artifact_of(store: ArtifactStore, kind: str, write: Any) -> Artifact:
-    """An artefact whose files a function writes."""
+def artifact_of(store: ArtifactStore, kind: str, write: Any, **config: Any) -> Artifact:
+    """An artefact whose files a function writes; with another config it is another one."""
 
     def build(output: Path, _: Path) -> Built:
         write(output)
         return Built()
 
-    return store.produce(kind, build, inputs={}, config={}, code="test")[0]
+    return store.produce(kind, build, inputs={}, config=config, code="test", origin=Origin(lineage_id="test"))[0]
+
+
+def passed_gate(uri: str, release_id: str, decision: str = "pass") -> None:
+    """What the evaluate stage leaves in the journal of a release, with the evaluation that it rests on."""
+    context = context_of(uri, "evaluate")
+
+    def build(output: Path, _: Path) -> Built:
+        (output / "results.json").write_text("{}", encoding="utf-8")
+        return Built()
+
+    inputs = {"candidate_release": release_id}
+    origin = Origin(lineage_id="test")
+    evaluation, _ = context.store.produce("evaluation", build, inputs=inputs, config={}, code="test", origin=origin)
+    evidence = {"evaluation": {"uri": evaluation.uri, "digest": evaluation.digest}}
+    context.journal.append("gate", release_id=release_id, decision=decision, evidence=evidence)
 
 
 def _write_dataset(folder: Path) -> None:

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from serin.core.config import Section
+from serin.core.verification import ReleaseRequirements
 
 
 class JudgePolicy(Section):
@@ -54,3 +55,5 @@ class DeployConfig(Section):
     """Order of the replayed questions."""
     judge: JudgePolicy = JudgePolicy()
     """When to advance, promote and roll back."""
+    release: ReleaseRequirements = ReleaseRequirements()
+    """What is asked of a release, beside what the environment asks (``SERIN_RELEASE_REQUIREMENTS``)."""

@@ -20,6 +20,12 @@ from serin.core.gateway_client import GATEWAY_VARIABLE, GatewayClient, GatewayPr
 from serin.core.records import Conversation, read_jsonl
 from serin.core.release import Release
 from serin.core.rollouts import close_abandoned
+from serin.core.verification import (
+    ReleaseRequirements,
+    environment_requirements,
+    require_verified,
+    verify_release,
+)
 from serin.deploy import traffic
 from serin.deploy.config import DeployConfig
 from serin.deploy.judge import judge, observe
@@ -65,11 +71,12 @@ def deploy(
     A promotion's journal entry names who asked for it (``approved_by``) beside the judge.
 
     Raises:
-        InputError: the release has no passed gate, or the dataset no held-out conversation.
+        IntegrityError: a part of the release, its lineage, its signature or its gate does not hold.
+        InputError: the dataset has no held-out conversation.
         ServingError: the gateway does not start or answer.
     """
-    _require_gate(candidate, context)
-    champion = context.journal.champion() or _bootstrap(baseline, context)
+    _require_deployable(candidate, config, context)
+    champion = context.journal.champion() or _bootstrap(baseline, config, context)
     if champion == candidate.id:
         return _unchanged(candidate)
     questions = read_jsonl(dataset.path / "test.jsonl", Conversation)
@@ -257,14 +264,18 @@ def mirror_aliases(context: StageContext) -> None:
             context.tracker.alias(context.endpoint, alias, release_id)
 
 
-def _require_gate(candidate: Release, context: StageContext) -> None:
-    gates = context.journal.find(kind="gate", release_id=candidate.id)
-    if not gates or gates[-1].decision != "pass":
-        found = f"its last gate says {gates[-1].decision!r}" if gates else "it was never evaluated"
-        raise InputError(f"Release {candidate.short_id} may not be deployed: {found}; run 'serin evaluate' first.")
+def _require_deployable(
+    release: Release, config: DeployConfig, context: StageContext, *, needs_gate: bool = True
+) -> None:
+    context.progress(f"verifying release {release.short_id}", 0.0)
+    asked = [config.release, environment_requirements()]
+    for requirements in asked if asked[1] != ReleaseRequirements() else asked[:1]:
+        checks = verify_release(release, context.store, context.journal, requirements, needs_gate=needs_gate)
+        require_verified(checks, release)
 
 
-def _bootstrap(baseline: Release, context: StageContext) -> str:
+def _bootstrap(baseline: Release, config: DeployConfig, context: StageContext) -> str:
+    _require_deployable(baseline, config, context, needs_gate=False)
     promote(
         baseline.id,
         reasons=("The endpoint had no champion: the base model becomes the first one.",),

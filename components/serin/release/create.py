@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from serin.core.artifacts import Artifact, ArtifactStore
+from serin.core.artifacts import Artifact
 from serin.core.context import PipelineArtifact, StageContext
 from serin.core.digests import code_version
 from serin.core.errors import InputError
 from serin.core.prompts import Prompt
 from serin.core.release import Part, Release, load_release, open_part, save_release
+from serin.core.signing import Signer, sign_release
 from serin.core.storage import join
 from serin.release.config import ReleaseConfig
 
@@ -73,17 +74,6 @@ def refresh(index: Artifact, context: StageContext) -> tuple[Release, Release, A
     context.tracker.alias(context.endpoint, "candidate", release.id)
     context.tracker.tags({"serin.release_id": release.id})
     return release, champion, dataset
-
-
-def verify(release: Release, store: ArtifactStore) -> None:
-    """Read every part of a release and compare the digests of all its files.
-
-    Raises:
-        StorageError: a part is gone.
-        IntegrityError: a part is damaged or is another one.
-    """
-    for part in (release.model, release.index, release.data):
-        open_part(part, store)
 
 
 def describe(release: Release) -> dict[str, Any]:
@@ -158,9 +148,16 @@ def _require_kind(part: str, artifact: Artifact) -> None:
         )
 
 
-def publish(release: Release, context: StageContext, *, decision: str, reason: str, **evidence: Any) -> None:
-    """Save a release, register it in MLflow and journal how it came here; a second time changes nothing."""
+def publish(
+    release: Release, context: StageContext, *, decision: str, reason: str, sign: bool = True, **evidence: Any
+) -> None:
+    """Save a release, sign it where there is a key, register it in MLflow and journal how it came here.
+
+    A second time changes nothing.
+    """
     save_release(context.store.storage, release)
+    if sign and (signer := Signer.from_environment()):
+        sign_release(release, context.store.storage, signer)
     context.tracker.register(context.endpoint, release.id, _uri(release, context))
     if any(entry.decision == decision for entry in context.journal.find(kind="release", release_id=release.id)):
         context.report("reused", kind="release", digest=release.id, lineage_id=context.lineage_id)

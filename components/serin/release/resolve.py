@@ -7,6 +7,7 @@ from serin.core.context import StageContext
 from serin.core.errors import InputError
 from serin.core.journal import Journal
 from serin.core.release import Part, Release, load_release, open_part, save_release
+from serin.core.signing import copy_signatures
 from serin.release.create import describe, publish
 
 PARTS = ("model", "index", "data")
@@ -65,10 +66,12 @@ def resolve(release_id: str, source_store_uri: str, approved_by: str, context: S
             "so there is nothing to judge it by: promote a release of the training pipeline first."
         )
     if imported:
-        publish(release, context, decision="imported", reason=f"Verified and copied from {source.uri}.")
+        # signed where it was made or not at all: a signature of this place would vouch for what it has not seen made
+        publish(release, context, decision="imported", reason=f"Verified and copied from {source.uri}.", sign=False)
         context.tracker.alias(context.endpoint, "candidate", release.id)
         if base is not None:
-            publish(baseline, context, decision="baseline", reason="The base model that was made with it.")
+            reason = "The base model that was made with it."
+            publish(baseline, context, decision="baseline", reason=reason, sign=False)
     if approved_by:
         _approve(release, source, approved_by, context)
     return Resolved(release, baseline, open_part(release.data, context.store), imported)
@@ -108,6 +111,7 @@ def _here(release: Release, source: ArtifactStore, context: StageContext) -> Rel
     here = Release.model_validate({**release.model_dump(), **copies})
     assert here.id == release.id
     save_release(context.store.storage, here)
+    copy_signatures(release.id, source.storage, context.store.storage)
     return here
 
 

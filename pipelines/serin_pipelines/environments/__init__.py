@@ -13,6 +13,7 @@ from pydantic import Field
 
 from serin.core.config import Section
 from serin.core.errors import ConfigError
+from serin.core.verification import ReleaseRequirements
 from serin.finetune.cluster.config import ClusterConfig
 
 Target = Literal["cpu", "ray", "serve"]
@@ -35,6 +36,8 @@ class Secrets(Section):
     """Keys MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; empty where MLflow asks for none."""
     gateway: str = ""
     """Key SERIN_ADMIN_TOKEN, with which a rollout moves the gateway's traffic; empty where there is no gateway."""
+    signing: str = ""
+    """Key SERIN_SIGNING_KEY, with which releases are signed; empty: they are not signed here."""
 
 
 class Gpu(Section):
@@ -108,6 +111,8 @@ class Environment(Section):
     """By component name, with its underscores."""
     training: dict[str, Any] = Field(default_factory=dict)
     """Where fine-tuning's Ray is (ClusterConfig); empty: in the task's own pod."""
+    release: ReleaseRequirements = ReleaseRequirements()
+    """What a release must show before it is deployed here; a run's own config cannot take it back."""
     labels: dict[str, str] = Field(default_factory=dict)
     """On every pod."""
     keep_finished_s: int | None = None

@@ -1,5 +1,6 @@
 """The executor on a real gateway with real engines: promotion, rollback, refusal, interruption."""
 
+import json
 import os
 import shutil
 import signal
@@ -7,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worlds import World, context_of, release_of
+from worlds import World, artifact_of, context_of, passed_gate, release_of
 
 from serin.core.artifacts import ArtifactStore
-from serin.core.errors import InputError, SerinError
+from serin.core.errors import InputError, IntegrityError, SerinError
 from serin.core.events import read_events
 from serin.core.gateway_client import TOKEN_VARIABLE, GatewayProcess
 from serin.core.release import load_release, save_release
@@ -40,7 +41,7 @@ def own_world(world: World, tmp_path: Path) -> World:
 
 
 def passed(world: World, release_id: str, decision: str = "pass") -> None:
-    context_of(world.uri, "evaluate").journal.append("gate", release_id=release_id, decision=decision)
+    passed_gate(world.uri, release_id, decision)
 
 
 def roll_out(world: World, config: DeployConfig = QUICK, **reporting: Any) -> Any:
@@ -103,29 +104,50 @@ def test_a_candidate_whose_engine_dies_is_rolled_back_and_no_user_notices(
 
 def test_a_candidate_that_does_not_start_aborts_the_rollout_and_the_champion_stays(own_world: World) -> None:
     store = ArtifactStore(own_world.uri)
-    release = release_of(own_world.model, own_world.index, own_world.dataset, ServingConfig(max_new_tokens=8))
-    gone = release.model_validate(
-        {**release.model_dump(), "model": {"kind": "base", "digest": "0" * 64, "uri": f"{own_world.uri}/base/gone"}}
-    )
-    save_release(store.storage, gone)
-    passed(own_world, gone.id)
+    empty = artifact_of(store, "model", lambda target: (target / "config.json").write_text("{}"))
+    broken = release_of(empty, own_world.index, own_world.dataset, ServingConfig(max_new_tokens=8))
+    save_release(store.storage, broken)
+    passed(own_world, broken.id)
     context = context_of(own_world.uri, "deploy")
     champion = load_release(store.storage, own_world.champion)
     with pytest.raises(SerinError):
-        deploy(QUICK, gone, champion, own_world.dataset, context)
+        deploy(QUICK, broken, champion, own_world.dataset, context)
     last = context.journal.find(kind="rollout")[-1]
-    assert (last.release_id, last.decision) == (gone.id, "aborted")
+    assert (last.release_id, last.decision) == (broken.id, "aborted")
     assert context.journal.champion() == own_world.champion
 
 
 def test_a_release_that_never_passed_the_gate_is_refused(own_world: World) -> None:
-    with pytest.raises(InputError, match="never evaluated"):
+    with pytest.raises(IntegrityError, match="never evaluated"):
         roll_out(own_world)
     passed(own_world, own_world.candidate)
     passed(own_world, own_world.candidate, "fail")
-    with pytest.raises(InputError, match="its last gate says 'fail'"):
+    with pytest.raises(IntegrityError, match="Its last gate says 'fail'"):
         roll_out(own_world)
     assert context_of(own_world.uri, "deploy").journal.champion() is None
+
+
+def test_a_release_that_was_changed_by_one_byte_is_refused_by_the_name_of_its_part(own_world: World) -> None:
+    store = ArtifactStore(own_world.uri)
+    model = artifact_of(store, "model", lambda target: (target / "config.json").write_text("{}"))
+    release = release_of(model, own_world.index, own_world.dataset, ServingConfig(max_new_tokens=8))
+    save_release(store.storage, release)
+    passed(own_world, release.id)
+    (model.path / "config.json").write_text("[}")
+    context = context_of(own_world.uri, "deploy")
+    champion = load_release(store.storage, own_world.champion)
+    with pytest.raises(IntegrityError, match=r"model: .*config\.json"):
+        deploy(QUICK, release, champion, own_world.dataset, context)
+    assert context.journal.find(kind="rollout") == []
+
+
+def test_an_environment_that_asks_for_a_signature_gets_no_unsigned_release(
+    own_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed(own_world, own_world.candidate)
+    monkeypatch.setenv("SERIN_RELEASE_REQUIREMENTS", json.dumps({"require_signature": True}))
+    with pytest.raises(IntegrityError, match="signature: A signature is required"):
+        roll_out(own_world)
 
 
 def test_a_rollout_whose_process_was_killed_is_closed_before_the_next(own_world: World) -> None:

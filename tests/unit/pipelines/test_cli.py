@@ -31,7 +31,8 @@ def commands() -> dict[str, click.Command]:
 EXPECTED = {
     "run", "compile", "data prep", "data samples", "finetune plan", "finetune pairs", "finetune sweep", "index",
     "evaluate", "release create", "release list",
-    "release show", "release rollback", "deploy", "serve", "monitor", "lineage", "runs", "doctor", "lint", "submit",
+    "release show", "release verify", "release diff", "release sign", "release key", "release rollback",
+    "deploy", "serve", "monitor", "lineage", "runs", "doctor", "lint", "submit",
     "promote", "rollback", "schedule create", "schedule update", "schedule list", "schedule remove", "schedule apply",
 }  # fmt: skip
 
