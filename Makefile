@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.serin-installed
 export SERIN_HOME ?= $(CURDIR)/.serin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test setup lint types contracts unit test-images golden bench-capacity bench-finetune clean help
+.PHONY: demo test setup lint types contracts unit test-images golden bench-capacity bench-finetune bench-gate bench-lineage clean help
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -53,6 +53,12 @@ bench-capacity: setup
 bench-finetune: setup
 	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	@$(BIN)/python tests/bench/finetune.py
+
+bench-gate: setup
+	@$(BIN)/python tests/bench/gate.py
+
+bench-lineage: setup
+	@$(BIN)/python tests/bench/lineage.py
 
 golden: setup
 	@$(BIN)/python tests/pipelines/golden.py

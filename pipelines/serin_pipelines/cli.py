@@ -16,7 +16,15 @@ from rich.table import Table
 
 from serin.core.errors import ConfigError, SerinError
 from serin.core.telemetry import silence_dependencies
-from serin_pipelines import cli_finetune, cli_kubeflow, cli_lint, cli_release, cli_stages, cli_sweep
+from serin_pipelines import (
+    cli_evaluate,
+    cli_finetune,
+    cli_kubeflow,
+    cli_lint,
+    cli_release,
+    cli_stages,
+    cli_sweep,
+)
 from serin_pipelines.options import (
     AsJson,
     ConfigFile,
@@ -45,7 +53,8 @@ STAGES, KUBEFLOW, HERE, SERVING = "One stage alone", "On Kubeflow", "On this mac
 app.add_typer(cli_stages.data, name="data", rich_help_panel=STAGES)
 cli_finetune.app.command("sweep")(cli_sweep.sweep)
 app.add_typer(cli_finetune.app, name="finetune", rich_help_panel=STAGES)
-for stage in (cli_stages.index, cli_stages.evaluate, cli_stages.deploy, cli_stages.monitor):
+app.add_typer(cli_evaluate.app, name="evaluate", rich_help_panel=STAGES)
+for stage in (cli_stages.index, cli_stages.deploy, cli_stages.monitor):
     app.command(rich_help_panel=STAGES)(stage)
 for name, about_releases in (
     ("verify", cli_release.release_verify),
@@ -185,19 +194,28 @@ def _log_to_terminal() -> None:
 
 @app.command(rich_help_panel=SERVING)
 def lineage(
-    identifier: Annotated[str, typer.Argument(help="Trace id, release id or MLflow run id.")],
+    identifier: Annotated[
+        str,
+        typer.Argument(
+            help="Trace or answer id; release id, or digest of a model, index or dataset (8 digits at least); "
+            "models:/NAME/VERSION; MLflow or pipeline run id; id of a document or conversation."
+        ),
+    ],
     store: Store = "",
     tracking: Tracking = "",
     as_json: AsJson = False,
 ) -> None:
-    """Show the data, code, runs, model, index, prompt, guardrails and decisions behind an answer.
+    """Show what is behind an answer, release or run; or which releases a document, model or index went into.
 
     Example: serin lineage 4bf92f3577b34da6a3ce929d0e0e4736
     """
     from serin_pipelines.lineage import as_tree
     from serin_pipelines.lineage import lineage as find_lineage
 
-    found = find_lineage(identifier, store_or_default(store), tracking_or_default(tracking))
+    def reading(what: str, count: int) -> None:
+        typer.echo(f"Reading what is new: {count} {what} ...", err=True)
+
+    found = find_lineage(identifier, store_or_default(store), tracking_or_default(tracking), reading)
     if as_json:
         typer.echo(json.dumps(found))
     else:

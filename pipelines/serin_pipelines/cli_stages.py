@@ -67,7 +67,7 @@ def data_prep(
     source = source if is_remote(source) else str(local_path(source))
     with stage_from_options("data_prep", store, tracking, run.endpoint) as context:
         prepared = prepare(run.data_prep, source, context)
-    show({"dataset": _brief(prepared.dataset), "documents": _brief(prepared.documents)}, as_json)
+    show({"dataset": brief(prepared.dataset), "documents": brief(prepared.documents)}, as_json)
 
 
 def finetune(
@@ -99,7 +99,7 @@ def finetune(
             context.open(documents),
             context,
         )
-    show({"base": _brief(tuned.base), "model": _brief(tuned.model)}, as_json)
+    show({"base": brief(tuned.base), "model": brief(tuned.model)}, as_json)
 
 
 def index(
@@ -120,43 +120,7 @@ def index(
     run = settings(config, overrides, endpoint)
     with stage_from_options("index", store, tracking, run.endpoint) as context:
         built = build_index(run.index, context.open(documents), context)
-    show({"index": _brief(built)}, as_json)
-
-
-def evaluate(
-    release: ReleaseId,
-    dataset: DatasetUri,
-    baseline: Annotated[str, typer.Option("--baseline", help="Release id of the base model to compare with.")],
-    config: ConfigFile = None,
-    overrides: Overrides = None,
-    store: Store = "",
-    tracking: Tracking = "",
-    endpoint: Endpoint = "",
-    as_json: AsJson = False,
-) -> None:
-    """Evaluate a release against the baseline and the champion, and put it before the gate.
-
-    The exit code is 20 when the gate says no.
-
-    Example: serin evaluate --release ID --baseline ID --dataset URI --json
-    """
-    from serin.evaluate.run import evaluate as run_evaluate
-
-    run = settings(config, overrides, endpoint)
-    with stage_from_options("evaluate", store, tracking, run.endpoint) as context:
-        storage = context.store.storage
-        champion = context.journal.champion()
-        result = run_evaluate(
-            run.evaluate,
-            load_release(storage, release),
-            load_release(storage, baseline),
-            load_release(storage, champion) if champion else None,
-            context.open(dataset),
-            context,
-        )
-    show({"evaluation": _brief(result.artifact), "decision": result.decision.model_dump(mode="json")}, as_json)
-    if result.decision.outcome != "pass":
-        raise typer.Exit(GATE_FAILED)
+    show({"index": brief(built)}, as_json)
 
 
 def deploy(
@@ -311,7 +275,7 @@ def champion_of(context_store: str, endpoint: str) -> Release:
     return load_release(storage, champion)
 
 
-def _brief(artifact: Artifact) -> dict[str, Any]:
+def brief(artifact: Artifact) -> dict[str, Any]:
     return {"uri": artifact.uri, "digest": artifact.digest, "metadata": artifact.metadata}
 
 

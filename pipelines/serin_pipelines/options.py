@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from serin.core.artifacts import home
 from serin.core.context import StageContext, stage_context
@@ -34,6 +35,16 @@ BaseModelUri = Annotated[str, typer.Option("--base-model", help="Hugging Face id
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on standard output.")]
 
 console = Console(highlight=False)
+
+
+class WithDefault(TyperGroup):
+    """A group of commands in which options alone mean the command ``run``: 'serin evaluate --release ...'."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put ``run`` before arguments that name no command and ask for no help."""
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
 
 
 def store_or_default(store: str) -> str:

@@ -6,7 +6,7 @@ edited, removed or reordered entry breaks the chain.  The champion of an endpoin
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -157,12 +157,20 @@ class Journal:
             raise IntegrityError(f"Journal entry {key} cannot be read: {error}") from error
 
 
+def served(history: Iterable[tuple[str, str]]) -> list[str]:
+    """Releases in the order in which they came to serve; those that were rolled back are gone.
+
+    Args:
+        history: kind and release id of each entry, oldest first.
+    """
+    serving: list[str] = []
+    for kind, release_id in history:
+        if kind == "promotion" and (not serving or serving[-1] != release_id):
+            serving.append(release_id)
+        elif kind == "rollback" and len(serving) > 1:
+            serving.pop()
+    return serving
+
+
 def _served(entries: list[Entry]) -> list[str]:
-    """Releases in the order in which they came to serve; those that were rolled back are gone."""
-    served: list[str] = []
-    for entry in entries:
-        if entry.kind == "promotion" and (not served or served[-1] != entry.release_id):
-            served.append(entry.release_id)
-        elif entry.kind == "rollback" and len(served) > 1:
-            served.pop()
-    return served
+    return served((entry.kind, entry.release_id) for entry in entries)

@@ -13,6 +13,8 @@ from serin.core.errors import AlreadyExistsError, InputError, IntegrityError
 from serin.core.prompts import Prompt
 from serin.core.storage import Storage
 
+ID_CHARS = 64
+
 
 class Part(BaseModel):
     """An artefact inside a release."""
@@ -127,6 +129,8 @@ def model_folder(release: Release, store: ArtifactStore) -> Path:
 
 
 def _resolve(storage: Storage, release_id: str) -> str:
+    if len(release_id) == ID_CHARS and storage.exists(_key(release_id)):
+        return release_id  # a whole id needs no look at all the others
     found = [known for known in list_releases(storage) if len(release_id) >= 8 and known.startswith(release_id)]
     if len(found) != 1:
         how = "fits several releases" if found else "is no release of this store"

@@ -21,7 +21,7 @@ from serin.core.serving import ServingConfig
 from serin.evaluate.config import EvaluateConfig
 from serin.evaluate.results import Answer
 from serin.evaluate.retrieval import Found
-from serin.evaluate.sampling import held_out
+from serin.evaluate.sampling import held_out, labels_of
 
 if TYPE_CHECKING:
     pass
@@ -146,6 +146,7 @@ def _record(asked: Asked, generation: Generation) -> Answer:
         finish_reason=generation.finish_reason,
         passages=asked.passages,
         retrieval_scores=asked.scores,
+        labels=labels_of(conversation),
     )
 
 

@@ -13,15 +13,21 @@ class Rule(Section):
 
     metric: str
     """Name of the metric, as in the evaluation's results."""
-    kind: Literal["superiority", "non_inferiority", "floor", "ceiling"]
+    kind: Literal["superiority", "non_inferiority", "no_regression", "floor", "ceiling"]
     """``superiority``: surely better than ``against`` by more than the margin; ``non_inferiority``: surely not worse
-    by more than the margin; ``floor`` and ``ceiling``: the candidate's own value is at least, at most, ``limit``."""
+    by more than the margin; ``no_regression``: not surely worse by more than the margin, for slices too small to prove
+    the absence of harm; ``floor`` and ``ceiling``: the candidate's own value is at least, at most, ``limit``."""
     against: Literal["baseline", "champion"] | None = None
     """The release compared with; none for floor and ceiling."""
     margin: float = Field(0.0, ge=0)
     """In the metric's unit."""
     limit: float | None = None
     """For floor and ceiling, in the metric's unit."""
+    slices: tuple[str, ...] = ()
+    """Judged on these slices, each by itself, instead of on all items: 'language:fr', or 'language:*' for every
+    language with enough items.  A slice that is named and has too few items fails the rule."""
+    surely: bool = False
+    """For floor and ceiling: the whole interval must keep to the limit, not the estimate alone."""
     min_items: int = Field(30, ge=2)
     """Fewer independent items than this fail the rule, whatever the values."""
     optional: bool = False
@@ -29,11 +35,15 @@ class Rule(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> "Rule":
-        compares = self.kind in ("superiority", "non_inferiority")
+        compares = self.kind in ("superiority", "non_inferiority", "no_regression")
         if compares != (self.against is not None):
             raise ValueError(f"a {self.kind} rule {'needs' if compares else 'takes no'} 'against'")
         if compares != (self.limit is None):
             raise ValueError(f"a {self.kind} rule {'takes no' if compares else 'needs a'} 'limit'")
+        if self.slices and not compares:
+            raise ValueError(f"a {self.kind} rule takes no 'slices'")
+        if self.surely and compares:
+            raise ValueError(f"a {self.kind} rule takes no 'surely': it always rests on the whole interval")
         return self
 
 
@@ -49,6 +59,16 @@ class GatePolicy(Section):
 
     rules: tuple[Rule, ...] = Field(DEFAULT_RULES, min_length=1)
     """Judged in order."""
+    alpha: float = Field(0.025, gt=0, lt=0.5)
+    """One-sided level of what the comparing rules claim, all together: Holm's correction is over all of them."""
+    power: float = Field(0.8, gt=0.5, lt=1)
+    """With which the smallest detectable difference and the items that are needed are stated."""
+    suites: dict[str, str] = Field(default_factory=dict)
+    """Suite to the digest that its items must have; a suite that is missing or has another digest fails the gate."""
+    lower_is_better: tuple[str, ...] = ()
+    """Metrics of one's own where less is better; the direction of the built-in ones is known."""
+    contaminated: Literal["fail", "report"] = "fail"
+    """What items do that were found in the training data."""
 
     @property
     def version(self) -> str:

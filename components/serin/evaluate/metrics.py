@@ -1,9 +1,11 @@
 """From answers to numbers: each item's values, their means with intervals, and paired comparisons."""
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 
 import numpy as np
 
+from serin.core.paired import effect_size
 from serin.core.reference import Reference
 from serin.core.statistics import Interval, bootstrap_mean
 from serin.core.text import exact_match, is_refusal, numbers, support_score, token_f1
@@ -47,20 +49,57 @@ def compare(
     other: Mapping[str, float],
     groups: Mapping[str, str],
     config: EvaluateConfig,
+    *,
+    higher_is_better: bool | None = None,
 ) -> Comparison | None:
-    """The candidate against another release on the items that both have; positive is better."""
-    sign = 1.0 if BY_NAME[metric].higher_is_better else -1.0
+    """The candidate against another release on the items that both have; positive is better.
+
+    Args:
+        metric: its name.
+        candidate: item to value.
+        other: the same of the other release.
+        groups: item to group; items of one group count as one.
+        config: interval and seed.
+        higher_is_better: None: as the metric's definition says.
+    """
+    if higher_is_better is None:
+        higher_is_better = BY_NAME[metric].higher_is_better
+    sign = 1.0 if higher_is_better else -1.0
     gains = {item: sign * (candidate[item] - other[item]) for item in candidate if item in other}
     improvement = summarise(gains, groups, config)
     if improvement is None:
         return None
     signs = np.sign(list(gains.values()))
+    by_group = _group_means(gains, groups)
+    independent = tuple(by_group[group] for group in sorted(by_group))
+    effect = effect_size(independent)
     return Comparison(
+        gains=independent,
+        effect_size=effect if isfinite(effect) else None,
         improvement=improvement,
         won=int((signs > 0).sum()),
         lost=int((signs < 0).sum()),
         tied=int((signs == 0).sum()),
     )
+
+
+def slices_of(labels: Mapping[str, Mapping[str, str]], *, max_values: int = 50) -> dict[str, set[str]]:
+    """Slice ('language:fr') to its items; a label with one value, or with too many, makes no slices.
+
+    Args:
+        labels: item to label to value.
+        max_values: more values than this tell items apart, not slices.
+    """
+    members: dict[str, dict[str, set[str]]] = {}
+    for item, of_item in labels.items():
+        for label, value in of_item.items():
+            members.setdefault(label, {}).setdefault(value, set()).add(item)
+    return {
+        f"{label}:{value}": items
+        for label, by_value in sorted(members.items())
+        if 1 < len(by_value) <= max_values
+        for value, items in sorted(by_value.items())
+    }
 
 
 def refusal_matrix(answers: Sequence[Answer]) -> list[list[int]]:

@@ -31,6 +31,8 @@ class Answer(Record):
     """Bits that the model needs for the reference answer, given the prompt (teacher forced)."""
     answer_loss: float | None = None
     """The same as mean natural-log loss per token."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """What the item is sliced by: its language, and what the conversation's metadata says of it."""
 
 
 class FoundPassages(Record):
@@ -96,6 +98,10 @@ class Comparison(Record):
     won: int = 0
     lost: int = 0
     tied: int = 0
+    gains: tuple[float, ...] = ()
+    """One for each independent item, in the order of their ids; what the gate tests."""
+    effect_size: float | None = None
+    """Mean gain in standard deviations of the gains; None where all gains are one value."""
 
 
 class Results(Record):
@@ -113,3 +119,11 @@ class Results(Record):
     """Source (given, retrieved, golden) to items; intervals count independent groups of them."""
     by_language: dict[str, dict[str, Interval]] = Field(default_factory=dict)
     """Language to role to token F1."""
+    slices: dict[str, dict[str, dict[str, Comparison]]] = Field(default_factory=dict)
+    """Baseline or champion to slice ('language:fr') to metric to comparison."""
+    suites: dict[str, str] = Field(default_factory=dict)
+    """Suite to the digest of its items; where the releases saw different items, the suite is in ``broken_suites``."""
+    broken_suites: dict[str, str] = Field(default_factory=dict)
+    """Suite to what is wrong with it."""
+    contaminated: tuple[str, ...] = ()
+    """Ids of items that were found in the training data."""

@@ -1,25 +1,35 @@
 """Evaluate a candidate against the baseline and the champion, and judge it at the gate."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from serin.core.artifacts import Artifact, Built
 from serin.core.context import StageContext
 from serin.core.decision import Decision
-from serin.core.records import write_jsonl
+from serin.core.digests import digest_of
+from serin.core.records import Conversation, write_jsonl
 from serin.core.reference import REFERENCE_FILE
 from serin.core.release import Release, load_release
 from serin.core.statistics import Interval
 from serin.evaluate.answers import answer_conversations
 from serin.evaluate.config import EvaluateConfig
 from serin.evaluate.gate import decide
-from serin.evaluate.metrics import ItemValues, compare, item_values, reference_of, refusal_matrix, summarise
+from serin.evaluate.metrics import (
+    ItemValues,
+    compare,
+    item_values,
+    reference_of,
+    refusal_matrix,
+    slices_of,
+    summarise,
+)
 from serin.evaluate.report import write_report
 from serin.evaluate.results import METRICS, Answer, Comparison, GoldenResult, Results
 from serin.evaluate.retrieval import ask_index
+from serin.evaluate.sampling import held_out, seen_in_training, suite_digest
 
 REPORT, RESULTS, DECISION = "report.html", "results.json", "decision.json"
 OTHERS = ("baseline", "champion")
@@ -71,7 +81,10 @@ def evaluate(
     observed = {role: _observe(config, release, role, dataset, context) for role, release in roles.items()}
 
     def build(output: Path, scratch: Path) -> Built:
-        results = summarise_all(config, observed, skipped)
+        items = held_out(config, dataset)
+        results = summarise_all(config, observed, skipped).model_copy(
+            update={"suites": suites_of(items, observed), "contaminated": seen_in_training(items, dataset)}
+        )
         decision = decide(results, config.gate)
         (output / RESULTS).write_text(results.model_dump_json(indent=1), encoding="utf-8")
         (output / DECISION).write_text(decision.model_dump_json(indent=1), encoding="utf-8")
@@ -143,6 +156,7 @@ def summarise_all(config: EvaluateConfig, observed: Mapping[str, Observed], skip
         not_applicable=absent,
         num_items={**counts, "golden": len(candidate.golden)},
         by_language=_by_language(observed, groups, config),
+        slices={role: _by_slice(candidate, observed[role], groups, config) for role in OTHERS if role in observed},
     )
 
 
@@ -190,6 +204,28 @@ def _by_language(
             if interval is not None:
                 found.setdefault(language, {})[role] = interval
     return found
+
+
+def _by_slice(
+    candidate: Observed, other: Observed, groups: Mapping[str, str], config: EvaluateConfig
+) -> dict[str, dict[str, Comparison]]:
+    labels = {answer.id: answer.labels for answer in candidate.answers if answer.source == "given"}
+    found: dict[str, dict[str, Comparison]] = {}
+    for name, members in slices_of(labels).items():
+        values = {
+            metric: {item: value for item, value in of_items.items() if item in members}
+            for metric, of_items in candidate.values.items()
+        }
+        compared = _compare(replace(candidate, values=values), other, groups, config)
+        if compared:
+            found[name] = compared
+    return found
+
+
+def suites_of(items: Sequence[Conversation], observed: Mapping[str, Observed]) -> dict[str, str]:
+    """Suite to the digest of its items: what a policy may pin."""
+    golden = {one.id: [one.question, sorted(one.document_ids)] for one in observed["candidate"].golden}
+    return {"conversations": suite_digest(items), **({"golden": digest_of(golden)} if golden else {})}
 
 
 def _record(candidate: Release, artifact: Artifact, decision: Decision, context: StageContext) -> None:

@@ -1,10 +1,12 @@
 import math
+import re
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from serin.core.config import Section
-from serin.core.statistics import Interval
+from serin.core.statistics import Interval, bootstrap_mean
 from serin.evaluate.config import EvaluateConfig, GatePolicy, Rule
 from serin.evaluate.gate import decide
 from serin.evaluate.results import Comparison, Results
@@ -14,8 +16,17 @@ NOT_WORSE = Rule(metric="token_f1", kind="non_inferiority", against="champion", 
 FLOOR = Rule(metric="recall_at_5", kind="floor", limit=0.5, min_items=10, optional=True)
 
 
+def gains(improvement, count):
+    """Values whose mean is the estimate and whose spread fits the interval."""
+    estimate, low, high = improvement
+    if not all(map(math.isfinite, improvement)):
+        return (0.1,) * count
+    half = (high - low) / 2 / 1.96 * math.sqrt(count)
+    return tuple(estimate + (half if i % 2 else -half) for i in range(count))
+
+
 def seen(improvement=(0.1, 0.05, 0.15), count=100, against="baseline", not_applicable=None, **values):
-    comparison = Comparison(improvement=Interval(*improvement, count))
+    comparison = Comparison(improvement=Interval(*improvement, count), gains=gains(improvement, count))
     return Results(
         release_ids={"candidate": "c"},
         values={"candidate": {name: Interval(value, value, value, count) for name, value in values.items()}},
@@ -34,12 +45,12 @@ def outcome(results, *rules):
 )
 def test_superiority_needs_the_lower_end_above_the_margin(low, margin, expected):
     rule = SUPERIOR.model_copy(update={"margin": margin})
-    assert outcome(seen((0.1, low, 0.2)), rule) == expected
+    assert outcome(seen((0.1, low, 0.2 - low)), rule) == expected
 
 
 @pytest.mark.parametrize(("low", "expected"), [(-0.019, "pass"), (0.0, "pass"), (-0.02, "fail"), (-0.3, "fail")])
 def test_non_inferiority_allows_a_loss_within_the_margin(low, expected):
-    assert outcome(seen((0.0, low, 0.2), against="champion"), NOT_WORSE) == expected
+    assert outcome(seen((0.0, low, -low), against="champion"), NOT_WORSE) == expected
 
 
 def test_floors_and_ceilings_bound_the_candidates_own_value():
@@ -131,3 +142,119 @@ def test_the_default_gate_asks_for_a_better_model_than_the_base_and_no_worse_tha
 def test_floats_that_kfp_makes_of_ints_are_restored():
     config: Section = EvaluateConfig.load({"num_conversations": 40.0, "gate": {"rules": [SUPERIOR.dump()]}})
     assert config.dump()["num_conversations"] == 40
+
+
+def differing(mean, count, seed=0, deviation=0.3):
+    values = np.random.default_rng(seed).normal(mean, deviation, count)
+    values += mean - values.mean()
+    interval = bootstrap_mean(values, resamples=1_000)
+    return Comparison(improvement=interval, gains=tuple(values.tolist()))
+
+
+def judged_by(policy, comparisons=None, slices=None, **more):
+    results = Results(
+        release_ids={"candidate": "c"},
+        values={"candidate": {}},
+        comparisons={"champion": comparisons or {}},
+        slices={"champion": slices or {}},
+        **more,
+    )
+    return decide(results, policy)
+
+
+def test_a_better_metric_among_many_is_held_to_holms_correction():
+    alone = Rule(metric="a", kind="superiority", against="champion")
+    barely = {"a": differing(0.06, 100)}  # p about 0.02 one-sided
+    assert judged_by(GatePolicy(rules=(alone,)), barely).outcome == "pass"
+    others = [Rule(metric=name, kind="superiority", against="champion") for name in "bcd"]
+    crowd = {**barely, **{name: differing(0.2, 100) for name in "bcd"}}
+    assert judged_by(GatePolicy(rules=(alone, *others)), crowd).outcome == "pass"  # the least of them is tested last
+    weak = {**barely, **{name: differing(0.06, 100, seed=1) for name in "bcd"}}
+    decision = judged_by(GatePolicy(rules=(alone, *others)), weak)
+    assert decision.outcome == "fail"
+    first = decision.evidence["rules"][0]
+    assert first["p_value"] < 0.025 < first["p_adjusted"]
+
+
+def test_an_open_question_says_how_many_items_would_answer_it():
+    rule = Rule(metric="a", kind="non_inferiority", against="champion", margin=0.02)
+    decision = judged_by(GatePolicy(rules=(rule,)), {"a": differing(0.0, 100)})
+    assert decision.outcome == "fail"
+    # (1.96 + 0.84)^2 * 0.3^2 / 0.02^2
+    (needed,) = re.findall(r"about (\d+) would tell", decision.reasons[0])
+    assert int(needed) == pytest.approx(1_766, rel=0.1)
+    assert decision.evidence["rules"][0]["detectable_difference"] == pytest.approx(0.084, abs=0.01)
+
+
+def test_every_slice_with_enough_items_is_judged_and_the_harmed_one_is_named():
+    rule = Rule(metric="a", kind="no_regression", against="champion", slices=("language:*",), min_items=30)
+    slices = {
+        "language:en": {"a": differing(0.1, 200)},
+        "language:fr": {"a": differing(-0.3, 60)},
+        "language:de": {"a": differing(-0.9, 12)},
+        "channel:web": {"a": differing(-0.9, 90)},
+    }
+    decision = judged_by(GatePolicy(rules=(rule,)), slices=slices)
+    assert decision.outcome == "fail"
+    assert "in language:fr is surely worse" in decision.reasons[0]
+    assert [one["slice"] for one in decision.evidence["rules"][0]["slices_judged"]] == ["language:en", "language:fr"]
+    assert judged_by(GatePolicy(rules=(rule,)), slices={"language:en": slices["language:en"]}).outcome == "pass"
+
+
+def test_a_slice_that_is_named_must_be_there_with_enough_items():
+    rule = Rule(metric="a", kind="no_regression", against="champion", slices=("language:de",), min_items=30)
+    few = judged_by(GatePolicy(rules=(rule,)), slices={"language:de": {"a": differing(0.5, 12)}})
+    assert few.outcome == "fail"
+    assert "add at least 18 more" in few.reasons[0]
+    gone = judged_by(GatePolicy(rules=(rule,)), slices={})
+    assert gone.outcome == "fail"
+    assert "in language:de against the champion is missing" in gone.reasons[0]
+
+
+def test_no_regression_passes_what_non_inferiority_leaves_open():
+    noisy = {"a": differing(-0.01, 60)}
+    rules = {kind: Rule(metric="a", kind=kind, against="champion", margin=0.02) for kind in NOT_PROVEN}
+    outcomes = {kind: judged_by(GatePolicy(rules=(rule,)), noisy).outcome for kind, rule in rules.items()}
+    assert outcomes == NOT_PROVEN
+
+
+NOT_PROVEN = {"non_inferiority": "fail", "no_regression": "pass"}
+HOLDS = GatePolicy(rules=(Rule(metric="a", kind="superiority", against="champion"),))
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"contaminated": ("x1", "x2")}, "2 items were seen in training (x1, x2)"),
+        ({"broken_suites": {"faq": "the candidate has no value for 1 items (a)."}}, "Suite 'faq' cannot be compared"),
+    ],
+)
+def test_items_that_measure_nothing_fail_the_gate_whatever_the_numbers(more, words):
+    clearly = {"a": differing(0.5, 100)}
+    assert judged_by(HOLDS, clearly).outcome == "pass"
+    decision = judged_by(HOLDS, clearly, **more)
+    assert decision.outcome == "fail"
+    assert words in decision.reasons[0]
+
+
+def test_a_pinned_suite_must_be_there_unchanged():
+    pinned = HOLDS.model_copy(update={"suites": {"faq": "abcd"}})
+    clearly = {"a": differing(0.5, 100)}
+    assert judged_by(pinned, clearly, suites={"faq": "abcd" + "0" * 60}).outcome == "pass"
+    assert "has changed" in judged_by(pinned, clearly, suites={"faq": "0" * 64}).reasons[0]
+    assert "is missing" in judged_by(pinned, clearly).reasons[0]
+
+
+def test_a_limit_can_ask_for_the_whole_interval():
+    values = {"candidate": {"block_rate": Interval(0.95, 0.88, 0.98, 100)}}
+    results = Results(release_ids={"candidate": "c"}, values=values)
+    floor = Rule(metric="block_rate", kind="floor", limit=0.9)
+    assert decide(results, GatePolicy(rules=(floor,))).outcome == "pass"
+    assert decide(results, GatePolicy(rules=(floor.model_copy(update={"surely": True}),))).outcome == "fail"
+
+
+def test_a_comparison_without_values_by_item_is_not_believed():
+    bare = {"a": Comparison(improvement=Interval(0.5, 0.4, 0.6, 100))}
+    decision = judged_by(HOLDS, bare)
+    assert decision.outcome == "fail"
+    assert "no values by item" in decision.reasons[0]

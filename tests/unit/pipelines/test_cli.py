@@ -30,8 +30,9 @@ def commands() -> dict[str, click.Command]:
 
 EXPECTED = {
     "run", "compile", "data prep", "data samples", "finetune plan", "finetune pairs", "finetune sweep", "index",
-    "evaluate", "release create", "release list",
+    "evaluate run", "evaluate compare", "release create", "release list",
     "release show", "release verify", "release diff", "release sign", "release key", "release rollback",
+    "guard check", "guard grounding", "guard init",
     "deploy", "serve", "monitor", "lineage", "runs", "doctor", "lint", "submit",
     "promote", "rollback", "schedule create", "schedule update", "schedule list", "schedule remove", "schedule apply",
 }  # fmt: skip
@@ -67,8 +68,8 @@ def test_an_error_is_one_sentence_on_standard_error_and_a_code() -> None:
     ("arguments", "code", "sentence"),
     [
         (("run", "--source", "x", "--set", "finetune.nonsense=1"), 2, "not a setting"),
-        (("lineage", "not-an-id"), 3, "is no id"),
-        (("lineage", "deadbeef"), 3, "no trace, release or MLflow run"),
+        (("lineage", "not-an-id"), 3, "is no trace"),
+        (("lineage", "deadbeef"), 3, "is no trace"),
         (("release", "show", "deadbeef"), 3, "is no release"),
         (("compile", "nothing"), 2, "choose from training"),
         (("serve",), 3, "has no champion yet"),

@@ -1,0 +1,91 @@
+"""Tests on paired differences: one number for each independent item, positive where the first system is better."""
+
+from collections.abc import Mapping
+from math import ceil, inf, sqrt
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+BATCH = 1_000
+"""Sign vectors made at once: bounds memory."""
+
+
+def sign_flip_test(differences: ArrayLike, *, null: float = 0.0, permutations: int = 9_999, seed: int = 0) -> float:
+    """One-sided p-value that the mean difference is at most ``null``.
+
+    The signs of (difference - null) are flipped at random: exact where differences are symmetric around ``null``, and
+    right in the limit otherwise, because the sum of squares does not change and so ranks the means as it ranks
+    Student's t (Romano 1990, JASA 85:686).  The observed arrangement counts too, so that p is never 0 (Phipson and
+    Smyth 2010, doi 10.2202/1544-6115.1585).
+
+    Raises:
+        ValueError: no differences, or one that is not finite.
+    """
+    sample = _finite(differences) - null
+    observed, sums = sample.sum(), []
+    generator = np.random.default_rng(seed)
+    for start in range(0, permutations, BATCH):
+        signs = generator.integers(0, 2, (min(BATCH, permutations - start), len(sample)), dtype=np.int8)
+        sums.append((2.0 * signs - 1.0) @ sample)
+    tolerance = 1e-12 * max(1.0, float(np.abs(sample).sum()))
+    extreme = int((np.concatenate(sums) >= observed - tolerance).sum())
+    return (extreme + 1) / (permutations + 1)
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Holm's adjusted p-values: rejecting those at most alpha makes any false rejection at most alpha likely.
+
+    Holm 1979, Scandinavian Journal of Statistics 6:65; valid under any dependence.
+    """
+    adjusted: dict[str, float] = {}
+    largest = 0.0
+    for rank, name in enumerate(sorted(p_values, key=lambda name: (p_values[name], name))):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[name]))
+        adjusted[name] = largest
+    return adjusted
+
+
+def effect_size(differences: ArrayLike) -> float:
+    """Mean difference in standard deviations of the differences (Cohen's d for paired samples); 0 for equal zeros."""
+    sample = _finite(differences)
+    deviation = float(sample.std(ddof=1)) if len(sample) > 1 else 0.0
+    mean = float(sample.mean())
+    return mean / deviation if deviation > 0 else (0.0 if mean == 0 else float(np.copysign(inf, mean)))
+
+
+def detectable_difference(deviation: float, count: int, *, alpha: float, power: float) -> float:
+    """Smallest true mean difference that a one-sided test at ``alpha`` finds with probability ``power``.
+
+    (z(1 - alpha) + z(power)) * deviation / sqrt(count), the normal approximation (Cohen 1988, section 2.4).
+
+    Args:
+        deviation: standard deviation of the differences.
+        count: independent items.
+        alpha: one-sided level.
+        power: probability to find it.
+    """
+    return _reach(alpha, power) * deviation / sqrt(count) if count > 0 else inf
+
+
+def items_needed(deviation: float, difference: float, *, alpha: float, power: float) -> int | None:
+    """Independent items with which a true mean difference is found; None where no number suffices (a difference of 0).
+
+    The inverse of ``detectable_difference``.
+    """
+    if difference <= 0:
+        return None
+    return max(2, ceil((_reach(alpha, power) * deviation / difference) ** 2))
+
+
+def _reach(alpha: float, power: float) -> float:
+    normal = NormalDist()
+    return normal.inv_cdf(1 - alpha) + normal.inv_cdf(power)
+
+
+def _finite(values: ArrayLike) -> Floats:
+    sample = np.asarray(values, dtype=np.float64)
+    if sample.ndim != 1 or not len(sample) or not np.isfinite(sample).all():
+        raise ValueError("Differences must be finite numbers, at least one.")
+    return sample

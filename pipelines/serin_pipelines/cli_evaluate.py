@@ -1,0 +1,155 @@
+"""serin evaluate: the stage alone, and the comparison of item values from any harness."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+import yaml
+from rich.table import Table
+
+from serin.core.artifacts import ArtifactStore
+from serin.core.errors import ConfigError, InputError, SerinError
+from serin.core.journal import Journal
+from serin.core.release import load_release
+from serin_pipelines.cli_stages import GATE_FAILED, DatasetUri, ReleaseId, brief
+from serin_pipelines.options import (
+    AsJson,
+    ConfigFile,
+    Endpoint,
+    Overrides,
+    Store,
+    Tracking,
+    WithDefault,
+    console,
+    settings,
+    show,
+    stage_from_options,
+    store_or_default,
+)
+
+if TYPE_CHECKING:
+    from serin.evaluate.compare import Items
+    from serin.evaluate.config import GatePolicy
+
+SHOWN = {"passed": "[green]holds[/]", "failed": "[red]FAILS[/]"}
+
+app = typer.Typer(
+    cls=WithDefault,
+    help="Measure a release and judge it at the gate (options alone mean 'run'); compare item values of two systems.",
+    no_args_is_help=True,
+)
+
+
+@app.command("run")
+def evaluate(
+    release: ReleaseId,
+    dataset: DatasetUri,
+    baseline: Annotated[str, typer.Option("--baseline", help="Release id of the base model to compare with.")],
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    store: Store = "",
+    tracking: Tracking = "",
+    endpoint: Endpoint = "",
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate a release against the baseline and the champion, and put it before the gate.
+
+    The exit code is 20 when the gate says no.
+
+    Example: serin evaluate run --release ID --baseline ID --dataset URI --json
+    """
+    from serin.evaluate.run import evaluate as run_evaluate
+
+    run = settings(config, overrides, endpoint)
+    with stage_from_options("evaluate", store, tracking, run.endpoint) as context:
+        storage = context.store.storage
+        champion = context.journal.champion()
+        result = run_evaluate(
+            run.evaluate,
+            load_release(storage, release),
+            load_release(storage, baseline),
+            load_release(storage, champion) if champion else None,
+            context.open(dataset),
+            context,
+        )
+    show({"evaluation": brief(result.artifact), "decision": result.decision.model_dump(mode="json")}, as_json)
+    if result.decision.outcome != "pass":
+        raise typer.Exit(GATE_FAILED)
+
+
+@app.command("compare")
+def compare(
+    candidate: Annotated[
+        str, typer.Option("--candidate", help="JSON lines or Parquet of item values, or an evaluated release's id.")
+    ],
+    champion: Annotated[str, typer.Option("--champion", help="The same of what serves now.")],
+    policy: Annotated[
+        Path | None, typer.Option("--policy", help="YAML or JSON gate policy (default: no metric worse by --margin).")
+    ] = None,
+    margin: Annotated[float, typer.Option("--margin", help="Without a policy: tolerated loss of every metric.")] = 0.02,
+    seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap.")] = 0,
+    store: Store = "",
+    endpoint: Endpoint = "assistant",
+    as_json: AsJson = False,
+) -> None:
+    """Compare a candidate with the champion item by item and judge it at the gate; nothing is recorded.
+
+    Lines hold 'id', metrics as numbers, and where they apply 'group', 'digest', 'contaminated' and slice labels as
+    text.  The exit code is 20 when the gate says no.
+
+    Example: serin evaluate compare --candidate new.jsonl --champion old.jsonl --policy gate.yaml --json
+    """
+    from serin.evaluate import compare as comparing
+    from serin.evaluate.config import EvaluateConfig
+    from serin.evaluate.gate import decide
+
+    one, other = (_items(name, store, endpoint) for name in (candidate, champion))
+    rules = _policy(policy) if policy else comparing.not_worse_policy(one, other, margin)
+    results = comparing.compare_items(one, other, rules, EvaluateConfig(seed=seed))
+    decision = decide(results, rules)
+    if as_json:
+        values = {"decision": decision.outcome, **decision.model_dump(mode="json", exclude={"outcome"})}
+        show({**values, "results": results.model_dump(mode="json")}, as_json)
+    else:
+        table = Table(box=None, show_header=False)
+        for fault in decision.evidence["faults"]:
+            table.add_row("[red]fault[/]", fault)
+        for rule in decision.evidence["rules"]:
+            table.add_row(
+                {"passed": "[green]holds[/]", "failed": "[red]FAILS[/]"}.get(rule["outcome"], "-"), rule["reason"]
+            )
+        console.print(table)
+        console.print(f"The gate says: {decision.outcome}.")
+    if decision.outcome != "pass":
+        raise typer.Exit(GATE_FAILED)
+
+
+def _items(name: str, store: str, endpoint: str) -> "Items":
+    """A file's values, or those of a release's last evaluation."""
+    from serin.evaluate import compare as comparing
+
+    if Path(name).exists() or Path(name).suffix:
+        return comparing.read_items(Path(name))
+    artifacts = ArtifactStore(store_or_default(store))
+    try:
+        release = load_release(artifacts.storage, name)
+    except SerinError as error:
+        raise InputError(f"{name} is neither a file nor a release of this store: name one of them.") from error
+    gates = Journal(artifacts.storage, endpoint).find(kind="gate", release_id=release.id)
+    if not gates or not gates[-1].evidence.get("evaluation"):
+        raise InputError(f"Release {release.short_id} was never evaluated: run 'serin evaluate' first.")
+    return comparing.items_of(artifacts.open(gates[-1].evidence["evaluation"]["uri"]), release.short_id)
+
+
+def _policy(path: Path) -> "GatePolicy":
+    from serin.evaluate.config import GatePolicy
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}): name a YAML or JSON file.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is neither YAML nor JSON: write the gate's 'rules'.") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no mapping: write the gate's 'rules'.")
+    return GatePolicy.load(values)
