@@ -25,6 +25,7 @@ from serin_pipelines import (
     cli_stages,
     cli_sweep,
 )
+from serin_pipelines.configs import RunConfig
 from serin_pipelines.options import (
     AsJson,
     ConfigFile,
@@ -93,12 +94,21 @@ def run(
     timeout_s: Annotated[
         float, typer.Option("--timeout-s", help="End the run after this many seconds.")
     ] = DEFAULT_TIMEOUT_S,
+    reproduce: Annotated[
+        str, typer.Option("--reproduce", help="Make this release again from its records, and compare every digest.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Run a whole pipeline on this machine; started again, it continues from what is finished.
 
+    With --reproduce, the stages behind a release run again on its recorded inputs, aside from the store; the exit code
+    is 23 where a digest differs.
+
     Example: serin run --source .serin/samples
     """
+    if reproduce:
+        _reproduce(reproduce, settings(config, overrides, endpoint), source, store, as_json)
+        return
     from serin_pipelines.compiling import arguments_for
     from serin_pipelines.display import Display
     from serin_pipelines.report import print_report
@@ -121,6 +131,31 @@ def run(
         raise typer.Exit(cli_stages.GATE_FAILED)
     if code := cli_stages.DECISION_CODES.get(record.decision):
         raise typer.Exit(code)
+
+
+def _reproduce(release: str, chosen: RunConfig, source: str, store: str, as_json: bool) -> None:
+    from serin_pipelines.reproduce import reproduce as make_again
+
+    result = make_again(
+        release,
+        store_or_default(store),
+        chosen,
+        source=source,
+        tell=lambda what: typer.echo(f"Making {what} again ...", err=True),
+    )
+    if as_json:
+        typer.echo(json.dumps(result.dump()))
+    else:
+        table = Table("part", "recorded", "made again", "", box=None)
+        for one in result.artifacts:
+            verdict = "[green]equal[/]" if one.equal else "[red]differs[/]"
+            table.add_row(
+                one.kind, one.recorded[:12], one.found[:12], verdict + ("" if one.same_code else ", other code")
+            )
+        table.add_row("release", result.release[:12], result.found[:12], "equal" if result.equal else "[red]differs[/]")
+        console.print(table)
+    if not result.equal:
+        raise typer.Exit(cli_stages.NOT_REPRODUCED)
 
 
 @app.command("compile", rich_help_panel=KUBEFLOW)

@@ -7,7 +7,7 @@ import typer
 import yaml
 from rich.table import Table
 
-from serin.core.artifacts import ArtifactStore
+from serin.core.artifacts import Artifact, ArtifactStore
 from serin.core.errors import ConfigError, InputError, SerinError
 from serin.core.journal import Journal
 from serin.core.release import load_release
@@ -124,6 +124,66 @@ def compare(
         raise typer.Exit(GATE_FAILED)
 
 
+@app.command("review")
+def review(
+    release: ReleaseId,
+    output: Annotated[Path, typer.Option("--output", help="HTML file to write.")],
+    number: Annotated[int, typer.Option("--number", min=1, help="Pairs of answers at most.")] = 50,
+    against: Annotated[str, typer.Option("--against", help="champion or baseline (default: what there is).")] = "",
+    seed: Annotated[int, typer.Option("--seed", help="Chooses the pairs and deals the sides.")] = 0,
+    store: Store = "",
+    endpoint: Endpoint = "assistant",
+    as_json: AsJson = False,
+) -> None:
+    """Write a page on which people judge answers of an evaluated release blindly against the other's.
+
+    Example: serin evaluate review --release 3f2a9c0d --output review.html
+    """
+    from serin.evaluate import review as reviewing
+
+    artifacts = ArtifactStore(store_or_default(store))
+    evaluation = _evaluation(release, artifacts, endpoint)
+    made = reviewing.review_of(evaluation, number, seed=seed, against=against)
+    reviewing.save_review(artifacts.storage, evaluation, made, number, seed)
+    try:
+        reviewing.write_page(output, made)
+    except OSError as error:
+        raise ConfigError(f"{output} cannot be written ({error.strerror}): name another file.") from error
+    show({"page": str(output), "review": made.id, "pairs": len(made.pairs), "against": made.against}, as_json)
+
+
+@app.command("verdicts")
+def verdicts(
+    file: Annotated[Path, typer.Argument(help="What the review page saved.")],
+    store: Store = "",
+    endpoint: Endpoint = "assistant",
+    as_json: AsJson = False,
+) -> None:
+    """Read a reviewer's verdicts back into the journal; the next evaluation of the release counts them.
+
+    Example: serin evaluate verdicts verdicts-3f2a9c0d.json
+    """
+    from serin.evaluate import review as reviewing
+
+    artifacts = ArtifactStore(store_or_default(store))
+    given = reviewing.read_verdicts(file)
+    made, evaluation = reviewing.load_review(artifacts, given.review)
+    evidence = reviewing.evidence_of(given, made)
+    journal, release_id = Journal(artifacts.storage, endpoint), evaluation.manifest.inputs["candidate_release"]
+    known = [one for one in journal.find(kind=reviewing.KIND, release_id=release_id) if one.evidence == evidence]
+    if not known:
+        journal.append(
+            reviewing.KIND,
+            release_id=release_id,
+            decision="judged",
+            reasons=(f"{given.reviewer} judged {len(given.verdicts)} pairs against the {made.against}.",),
+            evidence=evidence,
+            approved_by=given.reviewer,
+        )
+    counts = {name: evidence[name] for name in ("won", "lost", "tied")}
+    show({"release": release_id, "reviewer": given.reviewer, **counts, "new": not known}, as_json)
+
+
 def _items(name: str, store: str, endpoint: str) -> "Items":
     """A file's values, or those of a release's last evaluation."""
     from serin.evaluate import compare as comparing
@@ -135,10 +195,16 @@ def _items(name: str, store: str, endpoint: str) -> "Items":
         release = load_release(artifacts.storage, name)
     except SerinError as error:
         raise InputError(f"{name} is neither a file nor a release of this store: name one of them.") from error
+    return comparing.items_of(_evaluation(release.id, artifacts, endpoint), release.short_id)
+
+
+def _evaluation(release_id: str, artifacts: ArtifactStore, endpoint: str) -> Artifact:
+    """A release's last evaluation."""
+    release = load_release(artifacts.storage, release_id)
     gates = Journal(artifacts.storage, endpoint).find(kind="gate", release_id=release.id)
     if not gates or not gates[-1].evidence.get("evaluation"):
         raise InputError(f"Release {release.short_id} was never evaluated: run 'serin evaluate' first.")
-    return comparing.items_of(artifacts.open(gates[-1].evidence["evaluation"]["uri"]), release.short_id)
+    return artifacts.open(gates[-1].evidence["evaluation"]["uri"])
 
 
 def _policy(path: Path) -> "GatePolicy":

@@ -256,6 +256,8 @@ def release_rollback(
 
 GATE_FAILED = 20
 """Exit code: the gate said no."""
+NOT_REPRODUCED = 23
+"""Exit code: a release that was made again has other digests."""
 DECISION_CODES = {"rollback": 21, "hold": 22}
 """Exit codes of a canary that was not promoted."""
 

@@ -12,6 +12,7 @@ from serin.evaluate.config import EvaluateConfig
 from serin.evaluate.results import BY_NAME, METRICS, Answer, Metric, Results
 
 MAX_EXAMPLE_CHARS = 400
+MIN_SLICE, MAX_SLICES = 10, 30
 COLOURS = {"candidate": "#0b5cad", "champion": "#a04a00", "baseline": "#5b6470"}
 ORDER = ("candidate", "champion", "baseline")
 
@@ -27,7 +28,7 @@ td.number{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
 code{font-family:ui-monospace,monospace;font-size:.9em}svg{max-width:100%;height:auto;display:block}
 .example{border:1px solid #dde2e7;border-radius:.3rem;padding:.5rem .8rem;margin:.6rem 0}
 .example dt{font-weight:600;margin-top:.3rem}.example dd{margin:0;white-space:pre-wrap;overflow-wrap:anywhere}
-.note{color:#4b535d}
+.note{color:#4b535d}.passed{color:#1a7f37}.failed{color:#b42318;font-weight:600}.skipped{color:#4b535d}
 """
 
 
@@ -55,6 +56,7 @@ def write_report(
         _rules(decision),
         _values(results, roles, config),
         _improvements(results, config),
+        _slices(results),
         _languages(results, roles),
         _examples(answers, roles, config),
         _settings(results, config, decision, dataset_digest),
@@ -87,8 +89,26 @@ def _verdict(results: Results, decision: Decision) -> str:
 
 
 def _rules(decision: Decision) -> str:
-    rows = [[escape(rule["outcome"]), escape(rule["reason"])] for rule in decision.evidence["rules"]]
-    return "<h2>The gate's rules</h2>" + _table(["Outcome", "Why"], rows, "All of them must hold.")
+    rows = [[_outcome("failed"), escape(fault), "", "", ""] for fault in decision.evidence.get("faults", ())]
+    for rule in decision.evidence["rules"]:
+        numbers = [_number(rule.get(name)) for name in ("p_adjusted", "effect_size", "detectable_difference")]
+        rows.append([_outcome(rule["outcome"]), escape(rule["reason"]), *numbers])
+    note = (
+        "All of them must hold. p is one-sided and corrected over all claims (Holm); the effect is in standard "
+        "deviations of the item differences; the last column is the smallest true difference that so many items would "
+        "show, with the power that the policy names."
+    )
+    head = ["Outcome", "Why", "p", "Effect", "Detectable"]
+    return "<h2>The gate's rules</h2>" + _table(head, rows, note, numbers_from=2)
+
+
+def _outcome(outcome: str) -> str:
+    sign = {"passed": "✓", "failed": "✗"}.get(outcome, "–")
+    return f'<span class="{escape(outcome)}"><span aria-hidden="true">{sign}</span> {escape(outcome)}</span>'
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}" if abs(value) < 0.1 else f"{value:.2f}"
 
 
 def _values(results: Results, roles: Sequence[str], config: EvaluateConfig) -> str:
@@ -131,6 +151,44 @@ def _improvements(results: Results, config: EvaluateConfig) -> str:
         parts.append(f"<h3>Against the {role}</h3>")
         parts.append(_table(["Metric", "Improvement", "Items won", "Lost", "Tied"], rows, "", numbers_from=2))
     return "".join(parts)
+
+
+def _slices(results: Results) -> str:
+    """Token F1 of every slice with enough items to show an interval: where the candidate wins and where it loses."""
+    parts = []
+    for role in ("champion", "baseline"):
+        found = {
+            name: of_one["token_f1"] for name, of_one in results.slices.get(role, {}).items() if "token_f1" in of_one
+        }
+        shown = {name: one for name, one in found.items() if one.improvement.count >= MIN_SLICE}
+        if not shown:
+            continue
+        marks = []
+        for name, one in list(shown.items())[:MAX_SLICES]:
+            interval = one.improvement
+            clear = "#1a7f37" if interval.low > 0 else "#b42318" if interval.high < 0 else "#5b6470"
+            marks.append((name, interval, clear))
+        axis = axis_of([interval for _, interval, _ in marks], around_zero=True)
+        rows = [
+            [
+                escape(name),
+                interval_chart(
+                    f"{name}: token F1, improvement over the {role}",
+                    [Mark("", interval, colour, f"{interval.estimate:+.3f}")],
+                    axis,
+                    zero_line=True,
+                ),
+                str(interval.count),
+            ]
+            for name, interval, colour in marks
+        ]
+        left = len(found) - len(marks)
+        note = f"Slices with at least {MIN_SLICE} independent items" + (
+            f"; {left} smaller ones are left out." if left else "."
+        )
+        parts.append(f"<h3>Against the {role}</h3>")
+        parts.append(_table(["Slice", "Improvement in token F1", "Items"], rows, note, numbers_from=2))
+    return "<h2>By slice</h2>" + "".join(parts) if parts else ""
 
 
 def _languages(results: Results, roles: Sequence[str]) -> str:
@@ -181,6 +239,13 @@ def _settings(results: Results, config: EvaluateConfig, decision: Decision, data
         ["Golden questions", str(counts.get("golden", 0))],
         ["Bootstrap", f"BCa, {config.resamples} resamples, seed {config.seed}"],
         ["Gate policy", f"<code>{escape(decision.policy_version)}</code>"],
+        *([f"Suite {escape(name)}", f"<code>{escape(digest)}</code>"] for name, digest in results.suites.items()),
+        ["Items seen in training", str(len(results.contaminated))],
+        *(
+            [["Reviewers' agreement", f"Krippendorff's alpha {results.review_agreement:.2f}"]]
+            if results.review_agreement is not None
+            else []
+        ),
     ]
     return "<h2>How it was measured</h2>" + _table(["What", "Value"], rows, "")
 

@@ -66,7 +66,7 @@ class Metric:
     label: str
     higher_is_better: bool = True
     unit: str = "share"
-    """``share`` (0 to 1), ``bits`` or ``nats``."""
+    """``share`` (0 to 1), ``bits``, ``nats``, or ``gain`` (-1 to 1)."""
 
 
 METRICS = (
@@ -85,6 +85,7 @@ METRICS = (
     Metric("recall_at_10", "Golden recall in the first 10"),
     Metric("ndcg_at_10", "Golden nDCG in the first 10"),
     Metric("reciprocal_rank", "Golden mean reciprocal rank"),
+    Metric("human_preference", "Preferred by reviewers", unit="gain"),
 )
 """Every metric that evaluation can give, in the report's order."""
 
@@ -125,5 +126,7 @@ class Results(Record):
     """Suite to the digest of its items; where the releases saw different items, the suite is in ``broken_suites``."""
     broken_suites: dict[str, str] = Field(default_factory=dict)
     """Suite to what is wrong with it."""
+    review_agreement: float | None = None
+    """Krippendorff's alpha of the reviewers, where two have judged the same items."""
     contaminated: tuple[str, ...] = ()
     """Ids of items that were found in the training data."""

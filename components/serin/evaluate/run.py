@@ -10,6 +10,7 @@ from serin.core.artifacts import Artifact, Built
 from serin.core.context import StageContext
 from serin.core.decision import Decision
 from serin.core.digests import digest_of
+from serin.core.journal import Entry
 from serin.core.records import Conversation, write_jsonl
 from serin.core.reference import REFERENCE_FILE
 from serin.core.release import Release, load_release
@@ -29,6 +30,7 @@ from serin.evaluate.metrics import (
 from serin.evaluate.report import write_report
 from serin.evaluate.results import METRICS, Answer, Comparison, GoldenResult, Results
 from serin.evaluate.retrieval import ask_index
+from serin.evaluate.review import KIND, METRIC, preferences
 from serin.evaluate.sampling import held_out, seen_in_training, suite_digest
 
 REPORT, RESULTS, DECISION = "report.html", "results.json", "decision.json"
@@ -78,6 +80,7 @@ def evaluate(
         IntegrityError: a part of a release is damaged.
     """
     roles, skipped = _roles(candidate, baseline, champion)
+    reviews = context.journal.find(kind=KIND, release_id=candidate.id)
     observed = {role: _observe(config, release, role, dataset, context) for role, release in roles.items()}
 
     def build(output: Path, scratch: Path) -> Built:
@@ -85,6 +88,7 @@ def evaluate(
         results = summarise_all(config, observed, skipped).model_copy(
             update={"suites": suites_of(items, observed), "contaminated": seen_in_training(items, dataset)}
         )
+        results = reviewed(results, reviews, observed, config)
         decision = decide(results, config.gate)
         (output / RESULTS).write_text(results.model_dump_json(indent=1), encoding="utf-8")
         (output / DECISION).write_text(decision.model_dump_json(indent=1), encoding="utf-8")
@@ -100,11 +104,26 @@ def evaluate(
         "evaluation",
         build,
         inputs={"dataset": dataset, **{f"{role}_release": one.release.id for role, one in observed.items()}},
-        config={**config.dump(), "skipped": skipped},
+        config={**config.dump(), "skipped": skipped, **({"reviews": [one.hash for one in reviews]} if reviews else {})},
     )
     decision = Decision.model_validate_json((artifact.path / DECISION).read_text(encoding="utf-8"))
     _record(candidate, artifact, decision, context)
     return Evaluation(artifact=artifact, decision=decision)
+
+
+def reviewed(
+    results: Results, reviews: Sequence[Entry], observed: Mapping[str, Observed], config: EvaluateConfig
+) -> Results:
+    """The results with what reviewers prefer, of the answers that are there now."""
+    others = {role: one.answers for role, one in observed.items() if role != "candidate"}
+    gains, agreement = preferences(reviews, observed["candidate"].answers, others)
+    groups = {answer.id: answer.group for answer in observed["candidate"].answers}
+    comparisons = {role: dict(found) for role, found in results.comparisons.items()}
+    for role, of_items in gains.items():
+        level = dict.fromkeys(of_items, 0.0)
+        if role in comparisons and (found := compare(METRIC, of_items, level, groups, config)):
+            comparisons[role][METRIC] = found
+    return results.model_copy(update={"comparisons": comparisons, "review_agreement": agreement})
 
 
 def champion_of(context: StageContext) -> Release | None:

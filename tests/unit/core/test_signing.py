@@ -46,9 +46,7 @@ def a_release(store, **changes):
     index = an_artifact(store, "index", sources={"documents": documents.uri}, documents=documents.digest)
     parts = {"model": an_artifact(store, "model"), "index": index, "data": an_artifact(store, "dataset")}
     values = {name: Part.of(part) for name, part in parts.items()} | changes
-    release = Release(
-        prompt=Prompt(), guardrails=default_policy().dump(), serving={}, code_version="1", **values
-    )
+    release = Release(prompt=Prompt(), guardrails=default_policy().dump(), serving={}, code_version="1", **values)
     save_release(store.storage, release)
     return release
 

@@ -30,7 +30,8 @@ def commands() -> dict[str, click.Command]:
 
 EXPECTED = {
     "run", "compile", "data prep", "data samples", "finetune plan", "finetune pairs", "finetune sweep", "index",
-    "evaluate run", "evaluate compare", "release create", "release list",
+    "evaluate run", "evaluate compare", "evaluate review", "evaluate verdicts",
+    "release create", "release list",
     "release show", "release verify", "release diff", "release sign", "release key", "release rollback",
     "guard check", "guard grounding", "guard init",
     "deploy", "serve", "monitor", "lineage", "runs", "doctor", "lint", "submit",
