@@ -98,6 +98,10 @@ def plan_command(
 def pairs_command(
     dataset: DatasetUri,
     since: Annotated[str, typer.Option("--since", help="Only events from this time on: UTC, ISO 8601.")] = "",
+    index: Annotated[
+        list[str] | None,
+        typer.Option("--index", help="URI of an index that answered: pairs keep their passages. Can be repeated."),
+    ] = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
     store: Store = "",
@@ -110,12 +114,13 @@ def pairs_command(
     Example: serin finetune pairs --dataset URI --endpoint assistant --since 2026-01-01
     """
     from serin.core.events import read_events
-    from serin.finetune.preferences import dataset_with_feedback, preferences_from_events
+    from serin.finetune.preferences import dataset_with_feedback, passages_of, preferences_from_events
 
     run = settings(config, overrides, endpoint)
     with stage_from_options("finetune", store, tracking, run.endpoint) as context:
         events = read_events(context.store.storage, run.endpoint, since=since or None)
-        feedback = preferences_from_events(events)
+        passages = passages_of(context.open(uri) for uri in index) if index else None
+        feedback = preferences_from_events(events, passages)
         made = dataset_with_feedback(context.open(dataset), feedback, context)
     show({"dataset": {"uri": made.uri, "digest": made.digest}, **feedback.summary()}, as_json)
 

@@ -91,7 +91,7 @@ def reproduce(
     Args:
         release_id: id, or its first 8 digits at least.
         store_uri: where the release is.
-        settings: for what does not decide the result (workers, device); the rest comes from the records.
+        settings: for what leaves no trace in the result (prices, checkpoints); the rest comes from the records.
         source: where the source is now; empty: where it was.
         tell: told what is being made.
 
@@ -206,7 +206,8 @@ class _Again:
         documents = self._documents_for(manifest, base)
         self.tell("the model")
         tiny = {"tiny": base.config["tiny"]} if isinstance(base.config, dict) and "tiny" in base.config else {}
-        config = FinetuneConfig.load({**self.settings.finetune.dump(), **manifest.config, **tiny})
+        how = manifest.metadata.get("numerics") or {}
+        config = FinetuneConfig.load({**self.settings.finetune.dump(), **how, **manifest.config, **tiny})
         with self._stage("finetune") as context:
             name = str(base.metadata.get("base_model", TINY))
             return finetune(config, name, self.release.prompt, dataset, documents, context)

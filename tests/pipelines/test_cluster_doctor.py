@@ -120,7 +120,7 @@ def test_a_cluster_that_has_everything_is_ok_and_left_as_it_was(
     found = {line.name: line.found for line in lines}
     assert found["kubernetes"] == f"v1.34.1 at {cluster.url}, as system:serviceaccount:serin-prod:ci"
     assert found["LLMInferenceService API"] == "serving.kserve.io/v1alpha2"
-    assert found["create rayjobs"] == "allowed: create, get, delete in serin-prod"
+    assert found["create rayjobs"] == "allowed: create, get, list, watch, delete in serin-prod"
     assert found["gpu nodes"] == "4 nvidia.com/gpu on 1 nodes"
     assert found["kfp experiments"] == "can be listed"
     assert boto3.client("s3").list_objects_v2(Bucket=s3_bucket)["KeyCount"] == 0
@@ -135,14 +135,14 @@ def test_of_secrets_only_the_metadata_is_read(cluster: FakeKubernetes, environme
 
 
 def test_a_right_that_is_missing_names_the_role(cluster: FakeKubernetes, environment: Environment) -> None:
-    cluster.denied = {("create", "rayjobs"), ("patch", "inferenceservices")}
+    cluster.denied = {("create", "rayjobs"), ("watch", "rayjobs"), ("patch", "inferenceservices")}
     found = troubled(examine_cluster(environment))
     assert {name: line.status for name, line in found.items()} == {
         "create rayjobs": "fail",
         "patch inferenceservices": "fail",
     }
-    assert found["create rayjobs"].found == "not allowed: create"
-    assert "create, get, delete on rayjobs.ray.io in namespace serin-prod" in found["create rayjobs"].fix
+    assert found["create rayjobs"].found == "not allowed: create, watch"
+    assert "create, get, list, watch, delete on rayjobs.ray.io in namespace serin-prod" in found["create rayjobs"].fix
 
 
 def test_what_this_identity_may_not_see_is_a_warning(cluster: FakeKubernetes, environment: Environment) -> None:

@@ -1,10 +1,17 @@
 """Typed configuration: frozen sections that refuse what they do not know."""
 
+import re
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from serin.core.errors import ConfigError
+
+SECRET_NAMES = re.compile(
+    r"password|passwd|secret|token(?![a-z])|access_?key|api_?key|private_?key|credential", re.IGNORECASE
+)
+USER_INFO = re.compile(r"(?<=://)[^/?#\s]+(?=@)")
+HIDDEN = "***"
 
 
 class Section(BaseModel):
@@ -45,12 +52,23 @@ class Section(BaseModel):
 
 
 def describe(error: ValidationError, name: str) -> str:
-    """One sentence for a validation error, naming each field."""
+    """One sentence for a validation error, naming each field; values of what is named like a secret are not shown."""
     problems = []
     for problem in error.errors(include_url=False):
         field = ".".join(str(part) for part in problem["loc"]) or name
         if problem["type"] == "extra_forbidden":
             problems.append(f"{field!r} is not a setting of {name}")
         else:
-            problems.append(f"{field!r} is {problem['input']!r}: {problem['msg'].lower()}")
+            problems.append(f"{field!r} is {_shown(problem['input'], field)!r}: {problem['msg'].lower()}")
     return f"{name} cannot be used: {'; '.join(problems)}."
+
+
+def _shown(value: Any, name: str = "") -> Any:
+    """A value without the secrets in it: texts that are named like one, and users and passwords of URLs."""
+    if isinstance(value, dict):
+        return {key: _shown(each, f"{name}.{key}") for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shown(each, name) for each in value]
+    if not isinstance(value, str):
+        return value
+    return HIDDEN if SECRET_NAMES.search(name) else USER_INFO.sub(HIDDEN, value)

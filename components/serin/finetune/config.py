@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from serin.core.config import Section
-from serin.finetune.objectives import Objective, ObjectiveSpec
+from serin.finetune.objectives import CrossEntropy, Objective, ObjectiveSpec
 from serin.finetune.publish import PublishConfig
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -13,6 +13,7 @@ Precision = Literal["bf16", "fp32"]
 Method = Literal["lora", "full", "qlora"]
 Strategy = Literal["ddp", "fsdp2"]
 Choice = Literal["auto", "on", "off"]
+Attention = Literal["auto", "eager", "sdpa", "flash"]
 
 
 class PhaseConfig(Section):
@@ -118,6 +119,12 @@ class FinetuneConfig(PhaseConfig):
     """``torch.compile`` the decoder; worth its start-up on long runs only."""
     liger: Choice = "auto"
     """Liger's fused kernels; auto is on a GPU where they are installed."""
+    cross_entropy: CrossEntropy = "auto"
+    """How the loss follows from the decoder's result: ``plain`` logits, torch's ``chunked`` ones, which are never there
+    all at once, or ``liger``'s kernel.  auto is Liger's on a GPU where it is installed, else plain."""
+    attention: Attention = "auto"
+    """``eager``, torch's fused ``sdpa``, or ``flash``, which needs a GPU and the package flash-attn and never looks
+    across packed samples.  auto is eager on a CPU; on a GPU flash where it is installed, else sdpa."""
     early_stopping_patience: int | None = Field(default=None, ge=1)
     """Stop after that many validations without gain and keep the best weights; None: train to the end."""
     num_workers: int = Field(default=1, ge=0)
@@ -158,6 +165,14 @@ class FinetuneConfig(PhaseConfig):
             raise ValueError("a base in 4 bits cannot be sharded: use method lora with fsdp2, or strategy ddp")
         if self.method == "qlora" and self.device == "cpu":
             raise ValueError("method qlora needs a GPU: use lora, or set device to auto or cuda")
+        if self.objective == "dpo" and self.cross_entropy in ("chunked", "liger"):
+            raise ValueError(f"cross_entropy {self.cross_entropy} gives no loss of each token, which dpo needs")
+        return self
+
+    @model_validator(mode="after")
+    def _workers_fit(self) -> Self:
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers ({self.min_workers}) is above num_workers ({self.num_workers})")
         return self
 
     def objective_spec(self) -> ObjectiveSpec:
@@ -179,11 +194,18 @@ class FinetuneConfig(PhaseConfig):
             "tiny",
         }
         how |= {"device", "strategy", "micro_batch_tokens", "packing", "activation_checkpointing", "compile", "liger"}
+        how |= {"cross_entropy", "attention"}
         if self.early_stopping_patience is None:
             how |= {"validation_interval", "validation_samples"}
         if self.objective != "dpo":
             how |= {"dpo_beta"}
         return self.model_dump(mode="json", exclude=how)
+
+    def numerics(self) -> dict[str, Any]:
+        """The settings that promise the same model and can still change its last digits: what a repetition needs."""
+        names = {"num_workers", "cpus_per_worker", "device", "strategy", "micro_batch_tokens", "packing"}
+        names |= {"activation_checkpointing", "compile", "liger", "cross_entropy", "attention"}
+        return self.model_dump(mode="json", include=names)
 
     def base_identity(self) -> dict[str, Any]:
         """The settings that decide what ``serin://tiny`` becomes."""

@@ -9,12 +9,14 @@ from pydantic import Field
 
 from serin.core.config import Section
 from serin.core.digests import digest_of, digest_of_file
-from serin.finetune.config import PhaseConfig, Precision
-from serin.finetune.objectives import ObjectiveSpec
+from serin.finetune.config import Attention, PhaseConfig, Precision
+from serin.finetune.objectives import CrossEntropy, ObjectiveSpec
 
 FINAL, MERGED, ADAPTER, PROGRESS = "final", "merged", "adapter", "progress.jsonl"
 LIBRARIES = ("torch", "transformers", "peft")
-MODULES = ("checkpoints", "data", "loop", "model", "objectives", "quantized", "ranks", "schedule", "state")
+MODULES = (
+    "checkpoints", "data", "loop", "model", "narrowing", "objectives", "quantized", "ranks", "schedule", "state",
+)  # fmt: skip
 """Modules of this package that decide what a job becomes."""
 
 
@@ -75,6 +77,10 @@ class Job(Section):
     """``torch.compile`` the decoder: 6 to 8 percent faster on CPU after 11 to 32 s, for long runs."""
     liger: Literal["auto", "on", "off"] = "auto"
     """Liger's fused kernels; auto is on a GPU where ``liger_kernel`` is installed."""
+    cross_entropy: CrossEntropy = "auto"
+    """How the loss follows from the decoder's result; auto is Liger's where ``liger`` may be used, or plain."""
+    attention: Attention = "auto"
+    """auto is eager on a CPU; on a GPU flash where flash-attn is installed and the pass is bf16, else sdpa."""
     early_stopping_patience: int | None = Field(default=None, ge=1)
     """Stop after that many validations without gain, and keep the weights of the best one; None: keep the last."""
     checkpoint_interval_s: float = 15.0

@@ -28,6 +28,7 @@ from serin.finetune.objectives import loss_function
 from serin.finetune.ranks import Ranks
 from serin.finetune.schedule import learning_rate, num_steps_of, passes_of
 from serin.finetune.state import Course, restore, snapshot
+from serin.finetune.usage import usage_of
 
 if TYPE_CHECKING:
     import torch
@@ -95,6 +96,8 @@ class _Training:
             device=self.trainee.device,
             is_split=self.trainee.is_split,
             packed=self.trainee.is_packed,
+            cross_entropy="plain" if (job.cross_entropy, job.liger) == ("auto", "off") else job.cross_entropy,
+            last=self.trainee.last,
         )
         self.optimizer = optimizer_of(job, self.trainee)
         self.num_steps = num_steps_of(self.samples.lengths, job.optim)
@@ -131,6 +134,7 @@ class _Training:
             "tokens": sum(self.samples.lengths[index] for index in indices),
             "batch": digest_of(list(indices))[:12],
             "seconds": time.monotonic() - started,
+            **usage_of(self.trainee.device, self.ranks.size),
         }
         if self.step % self.job.validation_interval == 0 or self.step == self.num_steps:
             record["val_loss"] = self._validate()

@@ -26,6 +26,7 @@ from pydantic import Field
 from serin.core.config import Section
 from serin.core.errors import InputError
 from serin.finetune.config import Method, Strategy
+from serin.finetune.narrowing import last_layer
 
 if TYPE_CHECKING:
     import torch
@@ -262,8 +263,16 @@ def _logits(model: Any, ids: "torch.Tensor", shape: StepShape) -> "torch.Tensor"
     if head is None:
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
         return logits.reshape(every, -1).index_select(0, rows)
-    hidden = plain.get_decoder()(input_ids=ids, use_cache=False)[0][:, :-1]
-    result: torch.Tensor = head(hidden.reshape(every, -1).index_select(0, rows))
+    if (last := last_layer(plain)) is not None:
+        last.only(rows)
+    try:
+        hidden = plain.get_decoder()(input_ids=ids, use_cache=False)[0]
+    except TypeError:
+        if last is None:
+            raise
+        last.release()  # it takes more than the tokens: the loop computes all of it then, too
+        hidden = plain.get_decoder()(input_ids=ids, use_cache=False)[0]
+    result: torch.Tensor = head(hidden.flatten(0, 1).index_select(0, rows))
     return result
 
 

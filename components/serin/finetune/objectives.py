@@ -11,20 +11,25 @@ once (``add_reference``) and lie beside the samples, so that training holds one 
 """
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from serin.core.config import Section
-from serin.core.errors import InputError
+from serin.core.errors import InputError, UnavailableError
 from serin.finetune.data import IGNORED, SampleFile, with_reference
+from serin.finetune.narrowing import LastLayer
 
 if TYPE_CHECKING:
     import torch
 
 Loss = Callable[[SampleFile, Sequence[int]], "tuple[torch.Tensor, torch.Tensor]"]
 Objective = Literal["sft", "pretrain", "dpo"]
+CrossEntropy = Literal["auto", "plain", "chunked", "liger"]
+"""How the loss follows from the decoder's result; see ``chosen_cross_entropy``."""
 
 
 class ObjectiveSpec(Section):
@@ -44,6 +49,8 @@ def loss_function(
     device: "torch.device | str" = "cpu",
     is_split: bool = False,
     packed: bool = False,
+    cross_entropy: CrossEntropy = "auto",
+    last: LastLayer | None = None,
 ) -> Loss:
     """The loss of some rows of a sample file.
 
@@ -55,6 +62,11 @@ def loss_function(
         is_split: the decoder and the output layer may be called apart, so that logits are made for learned tokens
             only; the model's own forward is passed by, which a sharded model does not allow.
         packed: rows are put into one sequence, each with its own positions, instead of being padded.
+        cross_entropy: how the loss is computed; it is the same loss.
+        last: the model's last feed-forward layer, which then computes learned tokens only; needs ``is_split``.
+
+    Raises:
+        UnavailableError: see ``chosen_cross_entropy``.
 
     Returns:
         A function of (samples, rows) to the sum of the loss and the number that it is a sum over: learned tokens, or
@@ -63,7 +75,8 @@ def loss_function(
     import torch
 
     where = torch.device(device)
-    predict = _Predictor(model, precision, where, is_split, packed)
+    predict = _Predictor(model, precision, where, is_split, packed, last if is_split else None)
+    chosen = chosen_cross_entropy(cross_entropy, spec.kind, where.type, has_plain_head=predict.has_plain_head)
 
     def loss(samples: SampleFile, rows: Sequence[int]) -> "tuple[torch.Tensor, torch.Tensor]":
         if not rows:
@@ -71,10 +84,44 @@ def loss_function(
         if spec.kind == "dpo":
             margins = _margins(predict, samples, rows)
             return -torch.nn.functional.logsigmoid(spec.beta * margins).sum(), _number(len(rows), where)
-        logits, labels, _ = predict(*samples.layout(rows, predict.pad_id, packed))
+        layout = samples.layout(rows, predict.pad_id, packed)
+        if chosen != "plain":
+            return predict.fused(chosen, *layout)
+        logits, labels, _ = predict(*layout)
         return torch.nn.functional.cross_entropy(logits, labels, reduction="sum"), _number(len(labels), where)
 
     return loss
+
+
+def chosen_cross_entropy(
+    choice: CrossEntropy, objective: Objective, device: str, *, has_plain_head: bool
+) -> Literal["plain", "chunked", "liger"]:
+    """How the loss is computed here.
+
+    Args:
+        choice: ``plain`` makes the logits of all learned tokens; ``chunked`` is torch's ``linear_cross_entropy``, which
+            never holds all of them; ``liger`` is Liger's kernel, which does the same on a GPU.  ``auto`` is Liger's
+            where it can be had, else plain: chunks save memory and cost time on a CPU.
+        objective: ``dpo`` needs every token's own loss, which the fused ones do not give.
+        device: its type, "cpu" or "cuda".
+        has_plain_head: whether the logits are one linear layer over the decoder's result.
+
+    Raises:
+        UnavailableError: what is asked for by name cannot be had; says what it lacks.
+    """
+    has_liger = device == "cuda" and find_spec("liger_kernel") is not None
+    if choice == "plain" or (choice == "auto" and (objective == "dpo" or not has_plain_head or not has_liger)):
+        return "plain"
+    remedy = "set finetune.cross_entropy to auto or plain."
+    if objective == "dpo":
+        raise UnavailableError(f"Cross-entropy {choice!r} gives no loss of each token, which dpo needs: {remedy}")
+    if not has_plain_head:
+        raise UnavailableError(
+            f"Cross-entropy {choice!r} needs a base whose logits are one linear layer over its decoder: {remedy}"
+        )
+    if choice == "liger" and not has_liger:
+        raise UnavailableError(f"Cross-entropy 'liger' needs a GPU and the package liger-kernel: {remedy}")
+    return "chunked" if choice == "chunked" else "liger"
 
 
 def margins_of(
@@ -140,10 +187,18 @@ def _log_probabilities(predict: "_Predictor", samples: SampleFile, rows: Sequenc
 
 
 class _Predictor:
-    """Logits of the learned tokens."""
+    """Logits of the learned tokens, or their loss without logits."""
 
-    def __init__(self, model: Any, precision: str, device: "torch.device", is_split: bool, packed: bool) -> None:
-        self.model, self.device, self.is_split, self.packed = model, device, is_split, packed
+    def __init__(
+        self,
+        model: Any,
+        precision: str,
+        device: "torch.device",
+        is_split: bool,
+        packed: bool,
+        last: LastLayer | None = None,
+    ) -> None:
+        self.model, self.device, self.is_split, self.packed, self.last = model, device, is_split, packed, last
         self.is_bf16 = precision == "bf16"
         self.plain = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.pad_id = int(getattr(self.plain.config, "pad_token_id", None) or 0)
@@ -163,20 +218,73 @@ class _Predictor:
         Returns:
             (learned, vocabulary) float32, (learned,) labels and (learned,) owners.
         """
+        labels, owners = labels.to(self.device), owners.to(self.device)
+        counted = labels[:, 1:] != IGNORED
+        with self._autocast():
+            if self.is_split:  # the vocabulary is the widest layer: it is computed for learned tokens only
+                logits = self.plain.get_output_embeddings()(self._states(ids, positions, counted))
+            else:
+                logits = self.model(**self._given(ids, positions)).logits[:, :-1][counted]
+        return logits.float(), labels[:, 1:][counted], owners[:, 1:][counted]
+
+    @property
+    def has_plain_head(self) -> bool:
+        """Whether the logits are one linear layer over the decoder's result, called apart."""
         import torch
 
-        ids, labels, owners = (tensor.to(self.device) for tensor in (ids, labels, owners))
-        given: dict[str, Any] = {"input_ids": ids, "use_cache": False}
-        if positions is not None:
-            given["position_ids"] = positions.to(self.device)
+        return self.is_split and type(self.plain.get_output_embeddings()) is torch.nn.Linear
+
+    def fused(
+        self,
+        kind: Literal["chunked", "liger"],
+        ids: "torch.Tensor",
+        labels: "torch.Tensor",
+        positions: "torch.Tensor | None",
+        owners: "torch.Tensor",
+    ) -> "tuple[torch.Tensor, torch.Tensor]":
+        """Sum of the cross-entropy of the learned tokens, and their number, without all their logits at once."""
+        head = self.plain.get_output_embeddings()
+        labels = labels.to(self.device)
         counted = labels[:, 1:] != IGNORED
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.is_bf16):
-            if self.is_split:  # the vocabulary is the widest layer: it is computed for learned tokens only
-                hidden = self.plain.get_decoder()(**given)[0][:, :-1]
-                logits = self.plain.get_output_embeddings()(hidden[counted])
-            else:
-                logits = self.model(**given).logits[:, :-1][counted]
-        return logits.float(), labels[:, 1:][counted], owners[:, 1:][counted]
+        with self._autocast():
+            hidden, wanted = self._states(ids, positions, counted), labels[:, 1:][counted]
+            loss = _FUSED[kind](hidden, head.weight, head.bias, wanted)
+        return loss.float(), _number(len(wanted), self.device)
+
+    def _states(self, ids: "torch.Tensor", positions: "torch.Tensor | None", counted: "torch.Tensor") -> "torch.Tensor":
+        """The decoder's result for tokens whose next one is learned: (learned, width)."""
+        import torch
+
+        tokens = torch.nn.functional.pad(counted, (0, 1)).flatten().nonzero().flatten()
+        if self.last is not None:
+            self.last.only(tokens)
+        states: torch.Tensor = self.plain.get_decoder()(**self._given(ids, positions))[0]
+        return states.flatten(0, 1).index_select(0, tokens)
+
+    def _given(self, ids: "torch.Tensor", positions: "torch.Tensor | None") -> dict[str, Any]:
+        given: dict[str, Any] = {"input_ids": ids.to(self.device), "use_cache": False}
+        return given if positions is None else {**given, "position_ids": positions.to(self.device)}
+
+    def _autocast(self) -> Any:
+        import torch
+
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.is_bf16)
+
+
+def _chunked(hidden: Any, weight: Any, bias: Any, labels: Any) -> Any:
+    import torch
+
+    return torch.nn.functional.linear_cross_entropy(
+        hidden, weight, labels, linear_bias=bias, reduction="sum", options=torch.nn.LinearCrossEntropyOptions()
+    )
+
+
+def _liger(hidden: Any, weight: Any, bias: Any, labels: Any) -> Any:
+    functional = import_module("liger_kernel.transformers.functional")
+    return functional.liger_fused_linear_cross_entropy(hidden, weight, labels, bias=bias, reduction="sum")
+
+
+_FUSED: dict[str, Callable[[Any, Any, Any, Any], Any]] = {"chunked": _chunked, "liger": _liger}
 
 
 def _number(value: int, device: "torch.device") -> "torch.Tensor":

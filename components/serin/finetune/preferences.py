@@ -23,6 +23,7 @@ from serin.core.errors import InputError
 from serin.core.events import EndpointEvent
 from serin.core.prompts import Prompt, render
 from serin.core.records import Conversation, Message, Record, read_jsonl, write_jsonl
+from serin.core.retrieval import ACCESS, TABLE
 from serin.finetune.data import Pair, Sample, encode_messages, shorter_and_shorter
 
 logger = logging.getLogger(__name__)
@@ -140,6 +141,28 @@ def preferences_from_events(
                 reasons[reason] += counted[key, answer]
     num_used = sum(counted[pair] for pair in used)
     return FeedbackPairs(preferences, len(every), num_used, dict(reasons.most_common()))
+
+
+def passages_of(indexes: Iterable[Artifact]) -> dict[str, str]:
+    """Text of every chunk of some indexes by its id; of two with one id the later index counts.
+
+    Chunks that only some may read are left out: what a model is trained on, everybody who asks it may get to read.
+
+    Raises:
+        InputError: an artefact is no index.
+    """
+    import lancedb
+
+    passages: dict[str, str] = {}
+    for index in indexes:
+        try:
+            table = lancedb.connect(index.path).open_table(TABLE)
+        except ValueError as error:
+            raise InputError(f"{index.uri} is no index: give the URI that 'serin index' prints.") from error
+        restrictable = [ACCESS] if ACCESS in table.schema.names else []
+        rows = table.search().select(["chunk_id", "text", *restrictable]).to_arrow().to_pylist()
+        passages |= {row["chunk_id"]: row["text"] for row in rows if not row.get(ACCESS)}
+    return passages
 
 
 def dataset_with_feedback(dataset: Artifact, feedback: FeedbackPairs, context: StageContext) -> Artifact:

@@ -156,13 +156,13 @@ class PhaseReport:
             start, end = self._share
             done = record["step"] / record["steps"]
             self._heartbeat.say(_sentence(record), start + (end - start) * done)
-        if now - self._tracked >= self._interval_s or last or record.get("val_loss") is not None:
+        if now - self._tracked >= self._interval_s or last or _is_milestone(record):
             self._tracked = now
             self._tracker.metrics(self._metrics(record), step=record["step"])
 
     def _metrics(self, record: dict[str, Any]) -> dict[str, float]:
         """The record's own numbers, and the speed since the last time."""
-        names = ("loss", "val_loss", "lr", "grad_norm")
+        names = ("loss", "val_loss", "best_val_loss", "best_step", "lr", "grad_norm")
         known = {name: record[name] for name in names if record.get(name) is not None}
         for name in ("memory", "cuda_memory"):
             if record.get(f"{name}_bytes"):
@@ -176,6 +176,10 @@ class PhaseReport:
                 known["mfu"] = known["tokens_per_s"] * self._flops_per_token / peak
         self._tokens, self._seconds = 0, 0.0
         return {f"{self._name}.{name}": value for name, value in known.items()}
+
+
+def _is_milestone(record: dict[str, Any]) -> bool:
+    return record.get("val_loss") is not None or record.get("best_val_loss") is not None
 
 
 def _sentence(record: dict[str, Any]) -> str:

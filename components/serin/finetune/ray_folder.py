@@ -23,12 +23,17 @@ LONGEST_PARENT = 30  # Ray puts sockets below it, whose paths Linux limits to 10
 
 
 class RayFolder:
-    """A new folder that belongs to this process until it is closed; what dead ones left is removed first."""
+    """A new folder that belongs to this process until it is closed; what dead ones left is removed first.
 
-    def __init__(self) -> None:
-        parent = Path(tempfile.gettempdir())
-        if len(str(parent)) > LONGEST_PARENT:
+    Args:
+        shared: where it is made; None: among this machine's temporary files, where Ray's sockets may be.
+    """
+
+    def __init__(self, shared: Path | None = None) -> None:
+        parent = shared or Path(tempfile.gettempdir())
+        if shared is None and len(str(parent)) > LONGEST_PARENT:
             parent = Path("/tmp")  # noqa: S108 (mkdtemp makes a private folder in it)
+        parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(parent)
         new = Path(tempfile.mkdtemp(prefix="serin-new-", dir=parent))
         self._lock: IO[str] = (new / LOCK).open("w")

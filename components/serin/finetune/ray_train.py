@@ -8,11 +8,10 @@ local Ray dies with it; the next run continues from the same checkpoints.
 
 import json
 import logging
-import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
@@ -22,27 +21,16 @@ from pydantic import Field
 from serin.core import errors
 from serin.core.config import Section
 from serin.core.errors import SerinError, UnavailableError
-from serin.core.telemetry import silence_dependencies
 from serin.finetune.config import FinetuneConfig
 from serin.finetune.job import PROGRESS, Job
 from serin.finetune.loop import Report, train
 from serin.finetune.ray_folder import RayFolder
+from serin.finetune.ray_start import LOCAL, join_ray, require_shared, start_local_ray
 from serin.finetune.ray_worker import POLL_S, STOP, follow_orders, outcome_of, write_aside
 
 logger = logging.getLogger(__name__)
 
-OBJECT_STORE_BYTES = 100 * 2**20
 STOP_TIMEOUT_S = 20.0
-LOCAL = "local"
-WORKER_ENVIRONMENT = {
-    # Threads that wait for each other spin for about a millisecond and then sleep. Sleeping at once costs a third
-    # of the speed (SPEED.md); spinning for longer costs three times the CPU when other work shares the cores.
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "GOMP_SPINCOUNT": "300000",
-    # A worker imports torch and this package first, which takes minutes on a machine that is busy.
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-}
 
 
 class Fleet(Section):
@@ -80,12 +68,18 @@ class Session(Protocol):
         """End everything that was started."""
 
 
-def session_for(config: FinetuneConfig, name: str) -> Session:
-    """A session of Ray Train named after the run, or of this process when there are no workers."""
+def session_for(config: FinetuneConfig, name: str, shared: Path | None = None) -> Session:
+    """A session of Ray Train named after the run, or of this process when there are no workers.
+
+    Args:
+        config: settings of the stage.
+        name: the run's.
+        shared: a folder that the nodes of a cluster see too; unused with a Ray of this machine's own.
+    """
     if not config.num_workers:
         return LocalSession()
-    given = {field: getattr(config, field) for field in Fleet.model_fields if hasattr(config, field)}
-    return RaySession(Fleet.model_validate(given), name)
+    fleet = Fleet.model_validate({field: getattr(config, field) for field in Fleet.model_fields})
+    return RaySession(fleet, name, None if fleet.ray_address == LOCAL else shared)
 
 
 class LocalSession:
@@ -113,10 +107,11 @@ class RaySession:
     Args:
         fleet: how many workers, with what, and how often they may fail.
         name: the run's name.
+        shared: where the session's folder is made; None: among the temporary files of this machine.
     """
 
-    def __init__(self, fleet: Fleet, name: str) -> None:
-        self.fleet, self._name = fleet, name
+    def __init__(self, fleet: Fleet, name: str, shared: Path | None = None) -> None:
+        self.fleet, self._name, self._shared = fleet, name, shared
         self._folder: RayFolder | None = None
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
@@ -134,7 +129,7 @@ class RaySession:
         """Begin to start Ray and the workers in the background, if that was not done yet."""
         if self._thread:
             return
-        self._folder = RayFolder()
+        self._folder = RayFolder(self._shared)
         # The thread lives as long as Ray: the kernel ends Ray's processes together with the thread that started them.
         self._thread = threading.Thread(target=self._fit, args=(self._folder,), name="ray-train", daemon=True)
         self._thread.start()
@@ -183,7 +178,11 @@ class RaySession:
     def _fit(self, folder: RayFolder) -> None:
         """Start Ray, run the workers until they are told to stop, end Ray."""
         try:
-            _start_ray(folder.path, self.fleet)
+            if self.fleet.ray_address == LOCAL:
+                start_local_ray(folder.path, self.fleet.num_workers * self.fleet.cpus_per_worker)
+            else:
+                join_ray(self.fleet.ray_address)
+                require_shared(folder.path)
             folder.note_processes()
             if not (folder.path / STOP).exists():
                 self._trainer(folder.path).fit()
@@ -197,20 +196,16 @@ class RaySession:
                 ray.shutdown()
 
     def _trainer(self, folder: Path) -> Any:
-        import torch
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train import FailureConfig, RunConfig
+        from ray.train.torch import TorchConfig
 
-        fleet = self.fleet
-        use_gpu = fleet.device == "cuda" or (fleet.device == "auto" and torch.cuda.is_available())
-        num_workers: Any = fleet.num_workers if fleet.min_workers is None else (fleet.min_workers, fleet.num_workers)
-        resources = {"CPU": fleet.cpus_per_worker, **({"GPU": 1} if use_gpu else {})}
-        return TorchTrainer(
+        fleet, scaling = self.fleet, scaling_of(self.fleet)
+        return trainer_class(is_local=fleet.ray_address == LOCAL)(
             follow_orders,
             train_loop_config={"folder": str(folder)},
             # What lies on the host, such as random states, goes through gloo on a GPU too.
-            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo"),
-            scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=resources),
+            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if scaling.use_gpu else "gloo"),
+            scaling_config=scaling,
             run_config=RunConfig(
                 name=self._name,
                 storage_path=str(folder / "results"),
@@ -219,11 +214,52 @@ class RaySession:
         )
 
     def _ray_error(self) -> SerinError:
+        if isinstance(self._failure, SerinError):
+            return self._failure
         reason = " ".join(str(self._failure).split())[:500] or type(self._failure).__name__
         return UnavailableError(
             f"Ray on this machine could not be started or gave up ({reason}): see the log, or set "
             "finetune.num_workers to 0 to train without Ray."
         )
+
+
+def trainer_class(is_local: bool) -> Any:
+    """Ray's TorchTrainer without the actors that have nothing to do here.
+
+    Every actor of Ray wakes up a hundred times a second and costs the steps about half a percent of a core.  One hands
+    out Ray Data sets, of which we give none; one frees the places of a driver that died, with which a local Ray dies.
+    Two callbacks count things for a Prometheus that nobody here has.
+    """
+    from ray.train.torch import TorchTrainer
+
+    unused = {"DatasetsCallback", "ControllerMetricsCallback", "WorkerMetricsCallback"}
+    if is_local:
+        unused.add("PlacementGroupCleanerCallback")
+
+    class Trainer(TorchTrainer):
+        """Filters by name: a Ray that calls them otherwise keeps them all."""
+
+        def _create_default_callbacks(self) -> list[Any]:
+            every = super()._create_default_callbacks()  # type: ignore[misc]  # Ray's types name the older trainer
+            return [each for each in every if type(each).__name__ not in unused]
+
+    return Trainer
+
+
+def scaling_of(fleet: Fleet) -> Any:
+    """Ray Train's ScalingConfig: a fixed number of workers, or with ``min_workers`` as many as can be had.
+
+    A group that shrank or grew starts again from its last checkpoint.  What it goes on with is the number of the next
+    batch, which holds for any number of workers: each takes its share of the same batches.
+    """
+    import torch
+    from ray.train import ScalingConfig
+
+    use_gpu = fleet.device == "cuda" or (fleet.device == "auto" and torch.cuda.is_available())
+    resources: dict[str, float] = {"CPU": fleet.cpus_per_worker, **({"GPU": 1} if use_gpu else {})}
+    is_elastic = fleet.min_workers is not None and fleet.min_workers < fleet.num_workers
+    num_workers: Any = (fleet.min_workers, fleet.num_workers) if is_elastic else fleet.num_workers
+    return ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=resources)
 
 
 def _raise_failure(outcome: dict[str, str]) -> None:
@@ -251,41 +287,3 @@ def _new_lines(path: Path) -> Iterator[list[dict[str, Any]]]:
                 with suppress(ValueError):  # a line that a killed writer left unfinished
                     records.append(json.loads(line))
         yield records
-
-
-def _start_ray(folder: Path, fleet: Fleet) -> None:
-    """Start a local Ray that listens on loopback only, without dashboard and usage reports, or join a cluster."""
-    import ray
-
-    if ray.is_initialized():
-        raise UnavailableError("Ray is running in this process already: call ray.shutdown() first.")
-    silence_dependencies()
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
-    if fleet.ray_address != LOCAL:
-        host = fleet.ray_address.rpartition(":")[0]
-        if host.startswith("127."):
-            options["_node_ip_address"] = host  # else Ray looks for its node at another interface
-        ray.init(address=fleet.ray_address, runtime_env={"env_vars": WORKER_ENVIRONMENT}, **options)
-        return
-    with _environment(WORKER_ENVIRONMENT):
-        ray.init(
-            address=LOCAL,
-            num_cpus=fleet.num_workers * fleet.cpus_per_worker,
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _node_ip_address="127.0.0.1",
-            _temp_dir=str(folder / "ray"),
-            **options,
-        )
-
-
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for the processes that are started meanwhile; the user's own stay as they are."""
-    added = {name: value for name, value in variables.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)

@@ -48,6 +48,10 @@ class Curve:
     """Step to tokens per second in it."""
     resumed_at: list[int] = field(default_factory=list)
     """Steps from which it went on after a kill."""
+    best_val_loss: float | None = None
+    """With early stopping: validation loss of the weights that were kept."""
+    best_step: int | None = None
+    """With early stopping: the step that they are of."""
 
     def dump(self) -> dict[str, Any]:
         """The curve as JSON values."""
@@ -60,6 +64,8 @@ class Curve:
             "seconds": round(self.seconds, 2),
             "resumed": self.num_resumed,
             "resumed_at": self.resumed_at,
+            "best_val_loss": self.best_val_loss,
+            "best_step": self.best_step,
             **{name: _thinned(sorted(getattr(self, name).items())) for name in ("lr", "grad_norm", "speed")},
         }
 
@@ -75,6 +81,8 @@ class Curve:
             seconds=values["seconds"],
             num_resumed=values["resumed"],
             resumed_at=list(values.get("resumed_at", ())),  # older bases were written without it and what follows
+            best_val_loss=values.get("best_val_loss"),
+            best_step=values.get("best_step"),
             **{name: dict(values.get(name, ())) for name in ("lr", "grad_norm", "speed")},
         )
 
@@ -86,6 +94,8 @@ class Curve:
         if self.val_loss:
             steps = sorted(self.val_loss)
             values |= {"val_loss_before": self.val_loss[steps[0]], "val_loss": self.val_loss[steps[-1]]}
+        if self.best_val_loss is not None and self.best_step is not None:
+            values |= {"best_val_loss": self.best_val_loss, "best_step": self.best_step}
         if self.seconds:
             values["tokens_per_s"] = self.tokens / self.seconds
         return values
@@ -112,6 +122,8 @@ def curve_of(phase: str, progress: Path) -> Curve:
             curve.speed[step] = record["tokens"] / record["seconds"]
         if record.get("resumed"):
             curve.resumed_at.append(step)
+        if record.get("best_val_loss") is not None:
+            curve.best_val_loss, curve.best_step = record["best_val_loss"], record["best_step"]
         curve.tokens += record.get("tokens", 0)
         curve.seconds += record.get("seconds", 0.0)
         curve.num_resumed += bool(record.get("resumed"))

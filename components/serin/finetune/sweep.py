@@ -10,10 +10,11 @@ import logging
 import math
 import os
 import random
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,18 @@ from serin.core.context import StageContext
 from serin.core.digests import digest_of
 from serin.core.errors import ConfigError, InputError, UnavailableError
 from serin.core.prompts import Prompt
-from serin.core.telemetry import silence_dependencies
 from serin.core.tracking import Tracker
 from serin.finetune.config import FinetuneConfig
+from serin.finetune.publish import PublishConfig
 from serin.finetune.ray_folder import RayFolder
+from serin.finetune.ray_start import require_no_ray, start_local_ray
 from serin.finetune.sweep_config import SweepConfig, Value
 from serin.finetune.train import Finetuned, finetune
 
 logger = logging.getLogger(__name__)
 
 METRIC, TIME = "val_loss", "step"
-RESULT, TRIALS = "sweep.json", "trials"
-OBJECT_STORE_BYTES = 100 * 2**20
+RESULT, TRIALS, MODELS = "sweep.json", "trials", "models"
 UNSWEPT = {"max_steps", "epochs", "early_stopping_patience", "validation_interval", "validation_samples"}
 """Settings that decide how long a trial goes on and what it is judged by: those are the sweep's own."""
 
@@ -45,7 +46,7 @@ class Trial:
     number: int
     settings: dict[str, Value]
     digest: str
-    """Of the trial's whole configuration."""
+    """Of what decides the trial's course."""
     val_loss: float | None = None
     """The last one; None when it was not validated."""
     step: int = 0
@@ -89,6 +90,20 @@ class SweptContext(StageContext):
         return super().produce(kind, build, inputs=inputs, config=config)
 
 
+@dataclass(frozen=True)
+class TrialContext(StageContext):
+    """A trial's context: its model goes to a store of the sweep's own, which ends with it; its base is everybody's."""
+
+    shared: ArtifactStore | None = None
+
+    def produce(self, kind: str, build: Any, *, inputs: Mapping[str, Artifact | str], config: Any) -> Artifact:
+        """See ``StageContext.produce``."""
+        if kind == "model" or self.shared is None:
+            return super().produce(kind, build, inputs=inputs, config=config)
+        common = StageContext(self.stage, self.shared, self.endpoint, self.lineage_id, self.tracker, self.report)
+        return common.produce(kind, build, inputs=inputs, config=config)
+
+
 def sweep(
     sweep_config: SweepConfig,
     config: FinetuneConfig,
@@ -117,6 +132,7 @@ def sweep(
     trials = draw_trials(sweep_config, config)
     given = _Given(
         store_uri=context.store.uri,
+        models="",
         base_model=base_model,
         prompt=prompt.dump(),
         dataset_uri=dataset.uri,
@@ -141,7 +157,12 @@ def sweep(
         "sweep",
         build,
         inputs={"dataset": dataset, "documents": documents, "prompt": prompt.version},
-        config={"sweep": sweep_config.dump(), "finetune": config.identity(), "base_model": base_model},
+        config={
+            "sweep": sweep_config.identity(),
+            "finetune": config.identity(),
+            "validation_samples": config.validation_samples,
+            "base_model": base_model,
+        },
     )
     best_config = with_settings(config, artifact.metadata["best"]["settings"])
     context.tracker.tags({"serin.sweep.best_trial": str(artifact.metadata["best"]["number"])})
@@ -160,7 +181,8 @@ def draw_trials(sweep_config: SweepConfig, config: FinetuneConfig) -> list[Trial
     for number in range(sweep_config.num_trials):
         settings = {name: range_.draw(random_) for name, range_ in sorted(sweep_config.space.items())}
         tried = trial_config(with_settings(config, settings), sweep_config)
-        trials.append(Trial(number, settings, digest_of([sweep_config.seed, number, tried.dump()])))
+        decisive = [number, tried.identity(), tried.validation_interval, tried.validation_samples]
+        trials.append(Trial(number, settings, digest_of(decisive)))
     return trials
 
 
@@ -180,10 +202,13 @@ def with_settings(config: FinetuneConfig, settings: Mapping[str, Value]) -> Fine
 
 
 def trial_config(config: FinetuneConfig, sweep_config: SweepConfig) -> FinetuneConfig:
-    """The settings of a trial: the plain loop, so many steps, validated as often as ASHA decides."""
+    """The settings of a trial: the plain loop, so many steps, validated when ASHA decides, and pushed nowhere."""
     return config.model_copy(
         update={
             "num_workers": 0,
+            "min_workers": None,
+            "checkpoint_uri": "",
+            "publish": PublishConfig(),
             "early_stopping_patience": None,
             "max_steps": sweep_config.trial_steps,
             "validation_interval": sweep_config.grace_steps,
@@ -196,6 +221,8 @@ class _Given:
     """What a trial is given besides its settings, as plain values that go to another process."""
 
     store_uri: str
+    models: str
+    """Folder of the trials' own store."""
     base_model: str
     prompt: dict[str, Any]
     dataset_uri: str
@@ -230,8 +257,8 @@ def run_trial(trial: Mapping[str, Any]) -> None:
     given = _Given(**trial["given"])
     os.environ["SERIN_HOME"] = given.home
     tracker = _Reporting(report)
-    store = ArtifactStore(given.store_uri)
-    context = StageContext("finetune", store, "sweep", given.lineage_id, tracker, _say_nothing)
+    models, shared = ArtifactStore(Path(given.models).as_uri()), ArtifactStore(given.store_uri)
+    context = TrialContext("finetune", models, "sweep", given.lineage_id, tracker, _say_nothing, shared)
     dataset, documents = context.open(given.dataset_uri), context.open(given.documents_uri)
     finetune(config, given.base_model, Prompt.load(given.prompt), dataset, documents, context)
 
@@ -259,6 +286,7 @@ def _run_trials(
 ) -> list[Trial]:
     folder = scratch / TRIALS
     folder.mkdir(exist_ok=True)
+    given = replace(given, models=str(scratch / MODELS))
     space: dict[int, dict[str, Any]] = {
         trial.number: {
             "config": trial_config(with_settings(config, trial.settings), sweep_config).dump(),
@@ -279,6 +307,7 @@ def _run_trials(
         step, loss = course[-1] if course else (0, None)
         state = "done" if step >= sweep_config.trial_steps else states.get(trial.number, "stopped")
         ended.append(Trial(trial.number, trial.settings, trial.digest, loss, step, state))
+    shutil.rmtree(scratch / MODELS, ignore_errors=True)  # the candidate is tuned anew, with all its steps
     return ended
 
 
@@ -310,6 +339,7 @@ def _tune(
             scheduler=scheduler,
             max_concurrent_trials=sweep_config.max_concurrent,
             time_budget_s=sweep_config.time_budget_s,
+            reuse_actors=True,  # the next trial finds torch and the rest imported
         ),
         run_config=tune.RunConfig(name="sweep", storage_path=str(folder / "results"), verbose=0, callbacks=[follower]),
     )
@@ -402,24 +432,12 @@ def _say_nothing(event: str, **fields: Any) -> None:
 
 @contextmanager
 def _local_ray(folder: RayFolder, num_cpus: int) -> Iterator[None]:
-    """A local Ray on loopback, without dashboard and usage reports, for as long as the block runs."""
+    """A local Ray for as long as the block runs."""
     import ray
 
-    if ray.is_initialized():
-        raise UnavailableError("Ray is running in this process already: call ray.shutdown() first.")
-    silence_dependencies()
+    require_no_ray()
     try:
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=False,
-            _node_ip_address="127.0.0.1",
-            _temp_dir=str(folder.path / "ray"),
-        )
+        start_local_ray(folder.path, num_cpus)
         folder.note_processes()
         yield
     except (RuntimeError, ConnectionError, TimeoutError) as error:

@@ -114,3 +114,7 @@ class SweepConfig(Section):
         if self.grace_steps > self.trial_steps:
             raise ValueError(f"grace_steps ({self.grace_steps}) is above trial_steps ({self.trial_steps})")
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide which trials there are and how far each may come."""
+        return self.model_dump(mode="json", exclude={"max_concurrent"})

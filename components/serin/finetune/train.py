@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from serin.core.artifacts import Artifact, Built
+from serin.core.artifacts import Artifact, Built, home
 from serin.core.context import StageContext
 from serin.core.digests import code_version, digest_of_file
 from serin.core.prompts import Prompt
 from serin.core.records import Conversation, Document, read_jsonl
-from serin.core.storage import is_remote, join
+from serin.core.storage import is_remote, join, local_path
 from serin.core.tracking import SystemMetrics, log_model
 from serin.finetune.base import SMALL_FILES, TINY, require_positions, resolved
 from serin.finetune.card import card
@@ -82,7 +82,7 @@ def finetune(
     with (
         SystemMetrics(context.tracker),
         Heartbeat(context.progress) as heartbeat,
-        session_for(config, name) as session,
+        session_for(config, name, _shared_folder(context)) as session,
     ):
         heartbeat.say("reading the dataset", 0.0)
         stage = _Stage(config, base_model, prompt, dataset, documents, context, heartbeat, session)
@@ -160,6 +160,7 @@ class _Stage:
                     "base_model": TINY,
                     "parameters": _num_parameters(output),
                     "licence": "that of the corpus",
+                    "numerics": self.config.numerics(),
                     **curve.metrics(),
                 },
                 content=_contents(output, leave_out=(TRAINING,)),
@@ -263,6 +264,8 @@ class _Stage:
             activation_checkpointing=config.activation_checkpointing,
             compile=config.compile,
             liger=config.liger,
+            cross_entropy=config.cross_entropy,
+            attention=config.attention,
             early_stopping_patience=config.early_stopping_patience if base else None,
             checkpoint_interval_s=config.checkpoint_interval_s,
             checkpoint_uri=self._checkpoint_uri(scratch),
@@ -322,10 +325,16 @@ class _Stage:
         (output / CARD).write_text(text, encoding="utf-8")
         (output / REPORT).write_text(page(title, facts, [*_base_curves(base), curve]), encoding="utf-8")
         self.context.tracker.artifact(output / REPORT)
-        return facts
+        return {**facts, "numerics": self.config.numerics()}
 
     def _split(self, name: str) -> list[Conversation]:
         return read_jsonl(self.dataset.path / f"{name}.jsonl", Conversation)
+
+
+def _shared_folder(context: StageContext) -> Path:
+    """Where the nodes of a cluster would see what this machine writes, if anywhere: beside the working folders."""
+    uri = context.store.uri
+    return (home() / "cache" if is_remote(uri) else local_path(uri)) / ".work"
 
 
 def _once(folder: Path, make: Callable[[Path], None]) -> Path:

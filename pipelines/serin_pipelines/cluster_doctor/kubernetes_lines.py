@@ -33,7 +33,14 @@ class Kind(NamedTuple):
 
 
 KINDS = (
-    Kind("RayJob", "rayjobs", "ray.io", ("v1",), "KubeRay (validated against 1.7)", ("create", "get", "delete")),
+    Kind(
+        "RayJob",
+        "rayjobs",
+        "ray.io",
+        ("v1",),
+        "KubeRay (validated against 1.7)",
+        ("create", "get", "list", "watch", "delete"),
+    ),
     Kind(
         "InferenceService",
         "inferenceservices",

@@ -4,9 +4,6 @@ Each step can be done again: with ``from_release`` a second call finds the journ
 that has not been moved.  MLflow comes last and is never waited for before: an emergency does not depend on it.
 """
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -22,7 +19,6 @@ from serin_pipelines.kubeflow.promotion import require_store
 from serin_pipelines.records import new_run_id
 
 MIN_PREFIX = 8
-MLFLOW_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 
 class Rollback(BaseModel):
@@ -131,7 +127,7 @@ def _mirror(environment: Environment, lineage_id: str) -> str:
         return "off"
     try:
         prepare_database(environment.tracking_uri)
-        with _brief_mlflow(), _stage(environment, environment.tracking_uri, lineage_id) as context:
+        with _stage(environment, environment.tracking_uri, lineage_id) as context:
             mirror_aliases(context)
     except SerinError as error:
         return f"not moved: {error}"
@@ -139,18 +135,6 @@ def _mirror(environment: Environment, lineage_id: str) -> str:
         # MLflow's own errors are many, and its aliases only mirror what the journal has already
         return f"not moved: MLflow at {environment.tracking_uri} fails ({type(error).__name__})."
     return "moved"
-
-
-@contextmanager
-def _brief_mlflow() -> Iterator[None]:
-    """MLflow's client tries a server that is away for minutes, unless its variables say otherwise."""
-    added = {name: value for name, value in MLFLOW_LIMITS.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
 
 
 def _stage(environment: Environment, tracking_uri: str, lineage_id: str) -> Any:

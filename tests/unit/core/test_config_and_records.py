@@ -15,6 +15,11 @@ class Example(Section):
     names: tuple[str, ...] = ()
 
 
+class Secretive(Example):
+    api_token: str = ""
+    max_tokens: int = 1
+
+
 def test_floats_that_kfp_made_of_ints_become_ints_again() -> None:
     section = Example.load({"steps": 7.0})
     assert section.steps == 7
@@ -28,6 +33,27 @@ def test_floats_that_kfp_made_of_ints_become_ints_again() -> None:
 def test_a_bad_setting_is_named(values: dict, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         Example.load(values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"api_token": ["hunter2"]},
+        {"names": {"AWS_SECRET_ACCESS_KEY": "hunter2"}},
+        {"steps": {"deep": [{"password": "hunter2"}]}},
+        {"steps": "https://user:hunter2@example.com/path"},
+    ],
+)
+def test_a_secret_is_not_in_the_sentence(values: dict) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Secretive.load(values)
+    assert "hunter2" not in str(caught.value)
+    assert "***" in str(caught.value)
+
+
+def test_a_number_of_tokens_is_no_secret() -> None:
+    with pytest.raises(ConfigError, match="'max_tokens' is 'many'"):
+        Secretive.load({"max_tokens": "many"})
 
 
 def test_sections_survive_a_round_trip_through_json() -> None:

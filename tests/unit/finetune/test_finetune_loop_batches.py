@@ -1,5 +1,6 @@
 """How a batch is computed does not change what is learned: in parts, packed, with less memory."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from jobs import PEFT_WARNING, JobMaker, digest, recorded, weights
 
 from serin.core.errors import UnavailableError
 from serin.finetune.loop import Job, _Training, train
+from serin.finetune.model import _narrowed
+from serin.finetune.narrowing import LastLayer
+from serin.finetune.objectives import chosen_cross_entropy
 from serin.finetune.ranks import Ranks
 from serin.finetune.schedule import passes_of
 
@@ -107,6 +111,123 @@ def test_a_gpu_that_is_not_there_is_refused(make_job: JobMaker) -> None:
         train(make_job(device="cuda"))
     with pytest.raises(UnavailableError, match="Liger's kernels need a GPU"):
         train(make_job(liger="on"))
+    with pytest.raises(UnavailableError, match=r"'liger' needs a GPU and .*: set finetune.cross_entropy to auto"):
+        train(make_job(cross_entropy="liger"))
+    with pytest.raises(UnavailableError, match=r"'flash' needs a GPU, .*: set finetune.attention to auto or sdpa"):
+        train(make_job(attention="flash"))
+
+
+class Plain:
+    """The loss as transformers computes it: all logits of all tokens, by the model's own forward."""
+
+    def __init__(self, job: Job) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.training = _Training(job, Ranks(), lambda record: None)
+        self.model = AutoModelForCausalLM.from_pretrained(job.model, attn_implementation="eager")
+
+    def loss_and_gradients(self, batch: list[int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        ids, labels, _, _ = self.training.samples.layout(batch, 0, packed=False)
+        logits = self.model(input_ids=ids, use_cache=False).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum"
+        )
+        loss.backward()
+        return loss.detach(), {name: weight.grad for name, weight in self.model.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"activation_checkpointing": True}, {"packing": "on"}, {"micro_batch_tokens": 150}]
+)
+def test_computing_learned_tokens_only_gives_the_loss_and_gradients_of_all_logits(
+    make_job: JobMaker, more: dict[str, Any]
+) -> None:
+    job = make_job("a", lora=None, **more)
+    loss, gradients = Plain(job).loss_and_gradients(BATCH)
+    training = _Training(job, Ranks(), lambda record: None)
+    assert training.trainee.is_split
+    assert training.trainee.last is not None, "the last feed-forward layer is computed for every token"
+    sums = training._passes(training.samples, BATCH, learns=True)
+    torch.testing.assert_close(sums[0], loss)
+    for (name, weight), gradient in zip(training.trainee.weights.items(), training._gradients(), strict=True):
+        torch.testing.assert_close(gradient, gradients[name], rtol=1e-4, atol=1e-4)
+        assert weight.grad is not None
+
+
+def test_a_last_layer_computes_only_the_tokens_that_it_is_asked_for() -> None:
+    seen: list[torch.Size] = []
+
+    class FeedForward(torch.nn.Module):
+        def forward(self, states: torch.Tensor) -> torch.Tensor:
+            seen.append(states.shape)
+            return states * 2
+
+    module, states = FeedForward(), torch.arange(12.0).view(2, 3, 2)
+    last = LastLayer(module)
+    assert torch.equal(module(states), states * 2)
+    last.only(torch.tensor([1, 5]))
+    wanted = torch.zeros(6, 2)
+    wanted[[1, 5]] = 2 * states.view(6, 2)[[1, 5]]
+    assert torch.equal(module(states), wanted.view(2, 3, 2))
+    assert seen == [(2, 3, 2), (2, 2)]
+
+
+def test_a_layer_that_looks_across_tokens_is_not_narrowed(tiny_folder: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder, attn_implementation="eager").eval()
+    layer = model.get_decoder().layers[-1].mlp
+    own = layer.forward
+    layer.forward = lambda states: own(states) + states.mean()
+    assert _narrowed(model, is_low=False) is None
+    layer.forward = own
+    assert _narrowed(model, is_low=False) is not None
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_cross_entropy_in_chunks_gives_the_same_loss_and_gradients(make_job: JobMaker, lora: bool) -> None:
+    changes: dict[str, Any] = {} if lora else {"lora": None}
+    assert_same(make_job("a", **changes), make_job("b", cross_entropy="chunked", packing="on", **changes))
+
+
+def test_fused_attention_gives_the_same_loss_and_gradients(make_job: JobMaker) -> None:
+    assert_same(make_job("a"), make_job("b", attention="sdpa", packing="on"))
+
+
+@pytest.mark.parametrize(
+    ("choice", "objective", "device", "has_plain_head", "chosen"),
+    [
+        ("auto", "sft", "cpu", True, "plain"),
+        ("auto", "dpo", "cuda", True, "plain"),
+        ("auto", "sft", "cuda", False, "plain"),
+        ("plain", "dpo", "cpu", False, "plain"),
+        ("chunked", "pretrain", "cpu", True, "chunked"),
+        ("chunked", "sft", "cuda", True, "chunked"),
+        ("chunked", "dpo", "cpu", True, "dpo needs"),
+        ("chunked", "sft", "cpu", False, "one linear layer"),
+        ("liger", "sft", "cpu", True, "needs a GPU and the package liger-kernel"),
+    ],
+)
+def test_cross_entropy_is_chosen_or_refused_by_name(
+    choice: Any, objective: Any, device: str, has_plain_head: bool, chosen: str
+) -> None:
+    if chosen in ("plain", "chunked"):
+        assert chosen_cross_entropy(choice, objective, device, has_plain_head=has_plain_head) == chosen
+        return
+    with pytest.raises(UnavailableError, match=chosen):
+        chosen_cross_entropy(choice, objective, device, has_plain_head=has_plain_head)
+
+
+def test_auto_is_liger_s_where_a_gpu_and_the_package_are() -> None:
+    wanted = "liger" if find_spec("liger_kernel") else "plain"
+    assert chosen_cross_entropy("auto", "sft", "cuda", has_plain_head=True) == wanted
+
+
+def test_every_step_says_what_it_used(make_job: JobMaker) -> None:
+    steps = [record for record in recorded(make_job())[1] if "loss" in record]
+    assert {(step["device"], step["num_devices"]) for step in steps} == {("cpu", 1)}
+    assert all(step["memory_bytes"] > 50 * 2**20 for step in steps)
+    assert not any("cuda_memory_bytes" in step for step in steps)
 
 
 def test_settings_of_how_do_not_change_the_identity_and_settings_of_what_do(make_job: JobMaker) -> None:

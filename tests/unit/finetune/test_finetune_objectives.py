@@ -5,11 +5,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 from lamps import Inputs, conversation
 from typer.testing import CliRunner
 
+from serin.core.artifacts import Built
 from serin.core.digests import digest_of_file
 from serin.core.errors import InputError
 from serin.core.events import EndpointEvent, read_events, write_events
@@ -26,6 +28,7 @@ from serin.finetune.preferences import (
     Preference,
     encode_preferences,
     load_preferences,
+    passages_of,
     preferences_from_events,
     require_pairs,
 )
@@ -273,6 +276,25 @@ def test_passages_are_those_of_the_liked_answer() -> None:
     made = preferences_from_events(events, {"a": "Lamp 1 costs 8 EUR.", "b": "Lamp 2 is red."})
     assert [pair.context for pair in made.preferences] == [("Lamp 1 costs 8 EUR.",)]
     assert made.unused == {"with passages that are no longer known": 1}
+
+
+def test_passages_come_from_indexes_and_only_those_that_everybody_may_read(inputs: Inputs) -> None:
+    import lancedb
+
+    def build(output: Path, scratch: Path) -> Built:
+        rows = [
+            {"chunk_id": "a", "text": "Lamp 1 costs 8 EUR.", "access": []},
+            {"chunk_id": "b", "text": "Lamp 1 costs us 2 EUR.", "access": ["sales"]},
+        ]
+        schema = pa.schema([("chunk_id", pa.string()), ("text", pa.string()), ("access", pa.list_(pa.string()))])
+        lancedb.connect(output).create_table("chunks", pa.Table.from_pylist(rows, schema=schema))
+        return Built(metadata={})
+
+    context = inputs.context()
+    index = context.produce("index", build, inputs={"documents": inputs.documents}, config={})
+    assert passages_of([index]) == {"a": "Lamp 1 costs 8 EUR."}
+    with pytest.raises(InputError, match=r"is no index: give the URI that 'serin index' prints"):
+        passages_of([inputs.dataset])
 
 
 def test_both_answers_of_a_long_pair_lose_the_same_context(tokenizer: Any) -> None:

@@ -60,6 +60,11 @@ def test_a_record_without_numbers_logs_none() -> None:
     assert logged([{"step": 0, "val_loss": None}, {"step": 0, "resumed": True}]) == {}
 
 
+def test_the_best_validation_of_early_stopping_is_logged_when_it_is_known() -> None:
+    best = {"step": 3, "stopped_early": True, "best_step": 1, "best_val_loss": 1.5}
+    assert logged([best])[3] == {"finetune.best_val_loss": 1.5, "finetune.best_step": 1.0}
+
+
 def test_mfu_is_the_part_of_the_peak_that_is_used() -> None:
     steps = [{"step": 1, "loss": 1.0, "tokens": 1000, "seconds": 1.0}]
     assert logged(steps, flops_per_token=4e9, peak=1e13)[1]["finetune.mfu"] == pytest.approx(0.4)

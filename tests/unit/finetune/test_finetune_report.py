@@ -27,6 +27,15 @@ def test_a_curve_holds_everything_that_the_loop_said(tmp_path: Path) -> None:
     assert Curve.parse(json.loads(json.dumps(curve.dump()))).dump() == curve.dump()
 
 
+def test_the_best_validation_of_early_stopping_is_among_the_metrics(tmp_path: Path) -> None:
+    path = progress_file(tmp_path)
+    assert "best_val_loss" not in curve_of("fine-tuning", path).metrics()
+    best = {"step": 30, "steps": 40, "stopped_early": True, "best_step": 20, "best_val_loss": 1.5}
+    path.write_text(path.read_text() + "\n" + json.dumps(best) + "\n")
+    curve = Curve.parse(json.loads(json.dumps(curve_of("fine-tuning", path).dump())))
+    assert (curve.metrics()["best_val_loss"], curve.metrics()["best_step"]) == (1.5, 20)
+
+
 def test_a_curve_of_an_older_base_is_read() -> None:
     old = {"phase": "p", "steps": 1, "loss": [[1, 2.0]], "val_loss": [], "tokens": 1, "seconds": 1.0, "resumed": 0}
     assert Curve.parse(old).lr == {}

@@ -13,7 +13,8 @@ from lamps import SMALL, Inputs
 from serin.core.errors import ConfigError, InputError
 from serin.core.tracking import PARENT_TAG, STAGE_TAG
 from serin.finetune.config import FinetuneConfig
-from serin.finetune.sweep import RESULT, Trial, _best, draw_trials, sweep, with_settings
+from serin.finetune.publish import PublishConfig
+from serin.finetune.sweep import RESULT, Trial, _best, draw_trials, sweep, trial_config, with_settings
 from serin.finetune.sweep_config import Choice, IntRange, LogUniform, SweepConfig, Uniform
 
 SPACE = {
@@ -35,6 +36,28 @@ def test_trials_are_the_same_for_the_same_seed_and_lie_in_their_ranges() -> None
     assert 5 < sum(rate < 1e-3 for rate in rates) < 35, "a decade should get about half"
     assert {trial.settings["lora_alpha"] for trial in trials} <= set(range(8, 17))
     assert len({trial.digest for trial in trials}) == 40
+
+
+def test_a_trial_is_known_by_what_decides_it_and_not_by_how_it_is_run() -> None:
+    config = SweepConfig.load({"space": SPACE, "num_trials": 2})
+    digests = [trial.digest for trial in draw_trials(config, SMALL)]
+
+    def again(**changes: object) -> list[str]:
+        return [trial.digest for trial in draw_trials(config, SMALL.model_copy(update=changes))]
+
+    assert again(cpus_per_worker=7, ray_address="auto", checkpoint_interval_s=1.0, max_failures=0) == digests
+    assert not set(again(lora_rank=5, max_length=100)) & set(digests)
+    assert not set(again(validation_samples=3)) & set(digests)
+    assert config.identity() == config.model_copy(update={"max_concurrent": 2}).identity()
+    assert config.identity() != config.model_copy(update={"grace_steps": 2}).identity()
+
+
+def test_no_trial_is_pushed_or_copied_anywhere() -> None:
+    config = FinetuneConfig.load({"checkpoint_uri": "s3://bucket/checkpoints", "min_workers": 1})
+    config = config.model_copy(update={"publish": PublishConfig(target="hub", repository="org/model")})
+    tried = trial_config(config, SweepConfig.load({"space": SPACE}))
+    assert (tried.publish, tried.checkpoint_uri, tried.num_workers) == (PublishConfig(), "", 0)
+    assert FinetuneConfig.load(tried.dump()) == tried
 
 
 def test_more_trials_keep_those_that_were_drawn_before() -> None:
@@ -172,5 +195,8 @@ def test_a_sweep_tunes_the_candidate_with_its_best_trial(inputs: Inputs, tmp_pat
     assert len(trials) == 3
     assert {run.data.tags[PARENT_TAG] for run in trials} == {runs["finetune"].info.run_id}
     assert all(run.info.status == "FINISHED" and "val_loss" in run.data.metrics for run in trials)
+    models = inputs.store.storage.keys("model")
+    assert {key.split("/")[1] for key in models} == {Path(swept.tuned.model.path).name}, "a loser's model is left"
+    assert not [path for path in inputs.folder.glob(".work/*") if path.is_dir()], "a trial's folder is left"
     again = sweep(*arguments, inputs.context(uri, "lineage-2"))
     assert again.artifact.digest == swept.artifact.digest, "a finished sweep was run again"

@@ -21,7 +21,7 @@ from serin.finetune.config import FinetuneConfig
 from serin.finetune.job import PROGRESS, Job
 from serin.finetune.loop import train
 from serin.finetune.ray_folder import RayFolder
-from serin.finetune.ray_train import Fleet, LocalSession, RaySession, session_for
+from serin.finetune.ray_train import Fleet, LocalSession, RaySession, scaling_of, session_for, trainer_class
 
 pytestmark = [
     pytest.mark.slow,
@@ -42,9 +42,10 @@ TWO_NODES = """
 import sys
 from ray.cluster_utils import Cluster
 node = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": False}
+second = {**node, "node_ip_address": "127.0.0.3"}
 head = {**node, "node_ip_address": "127.0.0.2", "temp_dir": sys.argv[1]}
 cluster = Cluster(initialize_head=True, head_node_args=head)
-cluster.add_node(**node, node_ip_address="127.0.0.3")
+cluster.add_node(**second)
 cluster.wait_for_nodes(timeout=60)
 print(cluster.address, flush=True)
 sys.stdin.read()
@@ -54,7 +55,8 @@ RUN_JOBS = """
 import pathlib, sys
 from serin.finetune.job import PROGRESS, Job
 from serin.finetune.ray_train import Fleet, RaySession
-with RaySession(Fleet(num_workers=2, cpus_per_worker=1, ray_address=sys.argv[1]), "nodes") as session:
+fleet = Fleet(num_workers=2, cpus_per_worker=1, ray_address=sys.argv[1])
+with RaySession(fleet, "nodes") as session:
     for path in sys.argv[2:]:
         session.run(Job.model_validate_json(pathlib.Path(path).read_bytes()), lambda line: None)
 """
@@ -110,17 +112,29 @@ def kill_one_at(job: Job, step: int) -> threading.Thread:
     return thread
 
 
-def run_on(address: str, *jobs: Job) -> None:
+def start_on(address: str, *jobs: Job) -> subprocess.Popen[bytes]:
     """Run jobs on a cluster, from a driver of its own."""
     paths = [Path(job.folder).with_suffix(".json") for job in jobs]
     for path, job in zip(paths, jobs, strict=True):
         path.write_text(job.model_dump_json(), encoding="utf-8")
     command = [sys.executable, "-W", "ignore", "-c", RUN_JOBS, address, *map(str, paths)]
-    subprocess.run(command, check=True, timeout=240)
+    return subprocess.Popen(command)
 
 
 def lines_of(job: Job) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (Path(job.folder) / PROGRESS).read_text().splitlines()]
+    """The whole lines of a job's progress so far."""
+    path = Path(job.folder) / PROGRESS
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def batches_seen(records: list[dict[str, Any]]) -> dict[int, set[str]]:
+    """The batches that each step was made with: one each, if none was skipped or seen twice."""
+    seen: dict[int, set[str]] = {}
+    for record in records:
+        if "batch" in record:
+            seen.setdefault(record["step"], set()).add(record["batch"])
+    return seen
 
 
 def assert_alike(one: dict[str, Any], two: dict[str, Any]) -> None:
@@ -133,6 +147,28 @@ def test_no_workers_is_this_process_and_settings_reach_the_fleet() -> None:
     session = session_for(FinetuneConfig(num_workers=3, cpus_per_worker=4, max_failures=1), "run")
     assert isinstance(session, RaySession)
     assert session.fleet == Fleet(num_workers=3, cpus_per_worker=4, max_failures=1)
+    elastic = session_for(FinetuneConfig(num_workers=3, min_workers=2), "run")
+    assert isinstance(elastic, RaySession)
+    assert elastic.fleet.min_workers == 2
+
+
+def test_fewer_workers_than_wanted_are_asked_of_ray_as_a_range() -> None:
+    elastic = scaling_of(Fleet(num_workers=3, min_workers=2, cpus_per_worker=4, device="cpu"))
+    assert (elastic.num_workers, elastic.elasticity_enabled) == ((2, 3), True)
+    assert (elastic.min_workers, elastic.max_workers) == (2, 3)
+    assert elastic.resources_per_worker == {"CPU": 4}
+    fixed = [scaling_of(Fleet(num_workers=3, device="cpu")), scaling_of(Fleet(num_workers=3, min_workers=3))]
+    assert [(each.num_workers, each.elasticity_enabled) for each in fixed] == [(3, False)] * 2
+
+
+def test_a_local_ray_starts_no_actor_that_has_nothing_to_do() -> None:
+    def names(is_local: bool) -> set[str]:
+        trainer = trainer_class(is_local)(print, scaling_config=scaling_of(ONE))
+        return {type(each).__name__ for each in trainer._create_default_callbacks()}
+
+    assert "BackendSetupCallback" in names(is_local=True)
+    assert not names(is_local=True) & {"DatasetsCallback", "PlacementGroupCleanerCallback"}
+    assert names(is_local=False) - names(is_local=True) == {"PlacementGroupCleanerCallback"}
 
 
 def test_ray_gives_the_digest_that_the_plain_loop_gives(make_job: JobMaker) -> None:
@@ -147,16 +183,13 @@ def test_two_nodes_share_a_job_and_a_killed_worker_costs_nothing(make_job: JobMa
     job = make_job("shared", optim=LONG, checkpoint_interval_s=0.0)
     sharded = make_job("sharded", strategy="fsdp2")
     killer = kill_one_at(job, step=5)
-    run_on(two_nodes, job, sharded)
+    assert start_on(two_nodes, job, sharded).wait(timeout=240) == 0
     killer.join()
     records = lines_of(job)
     resumed = [record["step"] for record in records if record.get("resumed")]
     assert len(resumed) == 1
     assert resumed[0] >= 5
-    seen: dict[int, set[str]] = {}
-    for record in records:
-        if "batch" in record:
-            seen.setdefault(record["step"], set()).add(record["batch"])
+    seen = batches_seen(records)
     assert sorted(seen) == list(range(1, 151))
     assert all(len(batches) == 1 for batches in seen.values())
     assert_alike(weights(train(make_job("few"))), weights(sharded.final))

@@ -20,6 +20,7 @@ from serin.finetune.cluster.lease import LeaseWatch, lease_renewed
 from serin.finetune.cluster.manifest import job_name, ray_job
 from serin.finetune.cluster.progress import LineReader, LineReporter
 from serin.finetune.cluster.request import LEASE, Attempt, JobRequest, Outcome, RequestBook, read_order
+from serin.finetune.config import FinetuneConfig
 
 
 def request_of(store_uri: str, **changes: Any) -> JobRequest:
@@ -278,6 +279,36 @@ def test_a_driver_that_shall_use_the_clusters_workers_does_or_refuses(world: Wor
     else:
         with pytest.raises(ConfigError, match="set driver_on to worker"):
             _config(order)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "finetune", "store", "problem"),
+    [
+        ({}, {"num_workers": 0}, "/mnt/serin/store", "num_workers to 1 or more, or driver_on to worker"),
+        ({"gpus_per_worker": 1}, {}, "/mnt/serin/store", "would train on CPUs: set it to cuda"),
+        ({}, {"device": "cuda"}, "/mnt/serin/store", r"needs 2 workers .* and 2 pods of 8 CPUs and 0 GPUs hold 0"),
+        ({"num_workers": 1, "cpus": 3}, {}, "/mnt/serin/store", r"needs 2 workers of 2 CPUs, and 1 pods .* hold 1"),
+        ({}, {}, "s3://bucket/store", "set SERIN_HOME, in variables, to a folder below its volume_path"),
+        ({"variables": {"SERIN_HOME": "/home/serin"}}, {}, "s3://bucket/store", "SERIN_HOME"),
+        ({}, {}, "/mnt/serin/store", ""),
+        ({"num_workers": 1, "cpus": 3}, {"min_workers": 1}, "/mnt/serin/store", ""),
+        ({"gpus_per_worker": 1}, {"device": "cuda"}, "/mnt/serin/store", ""),
+        ({"variables": {"SERIN_HOME": "/mnt/serin/home"}}, {}, "s3://bucket/store", ""),
+    ],
+)
+def test_what_a_driver_on_the_head_cannot_do_is_refused_before_pods_are_asked_for(
+    cluster: dict[str, Any], finetune: dict[str, Any], store: str, problem: str
+) -> None:
+    from serin.finetune.cluster.launcher import require_places
+
+    given: dict[str, Any] = {"kind": "rayjob", "image": "serin:1", "driver_on": "head", "volume_claim": "store"}
+    where = ClusterConfig.load({**given, "num_workers": 2, **cluster})
+    config = FinetuneConfig.load({"num_workers": 2, **finetune})
+    if not problem:
+        require_places(where, config, store)
+        return
+    with pytest.raises(ConfigError, match=problem):
+        require_places(where, config, store)
 
 
 def test_a_driver_of_other_code_says_so_in_its_outcome(world: World) -> None:

@@ -36,7 +36,7 @@ SMALL = FinetuneConfig(
         max_positions=256, tokens_per_batch=512,
     ),
 )  # fmt: skip
-SETTINGS = RunConfig(finetune=SMALL)
+SETTINGS = RunConfig()
 
 
 def write_source(folder: Path, price: int = 10) -> Path:
@@ -95,8 +95,7 @@ def test_every_digest_comes_out_equal_and_the_release_with_them(
 
 def test_the_command_says_which_digests_are_equal(made: tuple[ArtifactStore, Release, Path]) -> None:
     store, release, _ = made
-    plain = ("--set", "finetune.num_workers=0", "--set", "finetune.cpus_per_worker=1")
-    done = CliRunner().invoke(app, ["run", "--reproduce", release.id, "--store", store.uri, *plain, "--json"])
+    done = CliRunner().invoke(app, ["run", "--reproduce", release.id, "--store", store.uri, "--json"])
     assert done.exit_code == 0, done.output
     values = json.loads(done.stdout)
     assert (values["equal"], values["found"]) == (True, release.id)

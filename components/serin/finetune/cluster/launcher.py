@@ -65,6 +65,8 @@ def launch(
     if cluster.kind == "here":
         return finetune(config, base_model, prompt, dataset, documents, context)
     _require_reach(cluster, base_model, [context.store.uri, dataset.uri, documents.uri])
+    if cluster.kind == "rayjob" and cluster.driver_on == "head":
+        require_places(cluster, config, context.store.uri)
     request = JobRequest(
         config=config.dump(),
         base_model=base_model,
@@ -124,6 +126,46 @@ def _jobs(cluster: ClusterConfig, clock: Clock) -> Iterator[Jobs]:
         return
     with closing(connect(cluster.namespace)) as api, closing(RayJobs(cluster, api, clock)) as jobs:
         yield jobs
+
+
+def require_places(cluster: ClusterConfig, config: FinetuneConfig, store_uri: str) -> None:
+    """Refuse what a driver beside Ray's head could not do, before pods are asked for.
+
+    Args:
+        cluster: with ``driver_on`` head.
+        config: settings of the stage, whose workers share the cluster's.
+        store_uri: where artefacts are; working folders lie beside them, or below SERIN_HOME when that is remote.
+
+    Raises:
+        ConfigError: the workers have no place, would not use their GPUs, or would not see what the driver writes.
+    """
+    if not config.num_workers:
+        raise ConfigError(
+            "finetune.num_workers is 0, which trains in the driver, and with driver_on head that has no room for it: "
+            "set num_workers to 1 or more, or driver_on to worker."
+        )
+    if cluster.gpus_per_worker and config.device == "auto":
+        raise ConfigError(
+            "With driver_on head the driver sees no GPU, so that finetune.device auto would train on CPUs: set it to "
+            "cuda."
+        )
+    uses_gpus = config.device == "cuda"
+    places = cluster.cpus // config.cpus_per_worker
+    places = cluster.num_workers * (min(places, cluster.gpus_per_worker) if uses_gpus else places)
+    needed = config.min_workers or config.num_workers
+    if places < needed:
+        each = f"{cluster.cpus} CPUs" + (f" and {cluster.gpus_per_worker} GPUs" if uses_gpus else "")
+        raise ConfigError(
+            f"finetune needs {needed} workers of {config.cpus_per_worker} CPUs{' and a GPU' if uses_gpus else ''}, and "
+            f"{cluster.num_workers} pods of {each} hold {places}: ask for more pods or larger ones, or fewer workers."
+        )
+    home_of_driver = cluster.variables.get("SERIN_HOME", "")
+    is_below = Path(home_of_driver).is_relative_to(cluster.volume_path) if home_of_driver else False
+    if is_remote(store_uri) and not (cluster.volume_claim and is_below):
+        raise ConfigError(
+            "With driver_on head the workers read samples that the driver writes: name a shared volume in volume_claim "
+            "and set SERIN_HOME, in variables, to a folder below its volume_path, or set driver_on to worker."
+        )
 
 
 def _require_reach(cluster: ClusterConfig, base_model: str, uris: list[str]) -> None:
