@@ -26,6 +26,7 @@ COMPONENTS = (
     "kuberay/raycluster",
     "kuberay/rayjob",
     "kuberay/rayservice",
+    "kuberay/rayservice-gateway",
 )
 OF_THE_CLUSTER = ("admission", "kueue")
 BUILDS = (*OVERLAYS, *(f"prod + {component}" for component in COMPONENTS), *OF_THE_CLUSTER)

@@ -63,6 +63,6 @@ def _sources(folder: Traversable, prefix: str) -> list[tuple[str, str]]:
         name = f"{prefix}/{child.name}"
         if child.is_dir() and child.name != "__pycache__":
             found += _sources(child, name)
-        elif child.name.endswith((".py", ".yaml")):
+        elif child.name.endswith((".py", ".yaml", ".safetensors")):
             found.append((name, hashlib.sha256(child.read_bytes()).hexdigest()))
     return found

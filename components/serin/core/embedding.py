@@ -93,6 +93,10 @@ class Embedder:
                 vectors[batch] = self._encode_batch([encodings[i].ids for i in batch], bulk)
         return vectors
 
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        """How many tokens of the texts count."""
+        return sum(len(encoding.ids) for encoding in self._tokenizer.encode_batch(list(texts)))
+
     def _encode_batch(self, rows: list[list[int]], bulk: bool) -> "np.ndarray":
         import torch
 

@@ -1,11 +1,14 @@
 """Endpoint events: one record per request, in Parquet batches, read by the judge, the monitors and the next dataset.
 
-Batches are ``endpoints/<endpoint>/events/<UTC date>/<time>-<random>.parquet``, each written whole in one step.
+Batches are ``endpoints/<endpoint>/events/<UTC date>/<time>-<random>.parquet``, each written whole in one step; a batch
+that is written again under its name replaces itself.  What users say about answers comes later than the answers, so
+it has batches of its own (``feedback`` instead of ``events``) and is joined when events are read.
 """
 
 import io
+import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -13,6 +16,8 @@ from pydantic import BaseModel, ConfigDict
 
 from serin.core.errors import InputError
 from serin.core.storage import Storage
+
+CLIENT_GONE = 499
 
 
 class EndpointEvent(BaseModel):
@@ -51,23 +56,77 @@ class EndpointEvent(BaseModel):
     """0 to 1: how far the answer rests on the retrieved passages."""
     refused: bool = False
     feedback: int | None = None
+    """-1, 0 or 1: the latest rating that a user gave."""
+    answer_id: str = ""
+    """The id that the answer carries; several requests of one trace have one each."""
+    cost: float | None = None
+    """By the gateway's price list, in its currency."""
+    key_id: str = ""
+    """Id of the API key that asked; never the key."""
+    format_valid: bool | None = None
+    """Whether the answer keeps to the ``response_format`` that was asked for; None where none was."""
+    rails_ms: float | None = None
+    """Time spent in guardrails, milliseconds."""
+    backend: str = ""
+    """What generated the answer, such as 'embedded' or 'openai'."""
+    feedback_comment: str = ""
+    """Redacted like the texts."""
+
+
+class Feedback(BaseModel):
+    """What a user says about an answer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    answer_id: str = ""
+    """The answer's id; empty: every answer of the trace is meant."""
+    trace_id: str = ""
+    """32 hex digits; empty: the answer's id says it."""
+    rating: int
     """-1, 0 or 1."""
+    comment: str = ""
+    time: str = ""
+    """UTC, ISO 8601; of several ratings the latest counts."""
+    session_id: str = ""
 
 
-def write_events(storage: Storage, endpoint: str, events: Iterable[EndpointEvent]) -> str | None:
-    """Write a batch in one step; returns its key, or None for an empty batch."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def batch_name(now: datetime | None = None) -> str:
+    """A new name for a batch: its UTC date, time and a random part."""
+    now = now or datetime.now(UTC)
+    return f"{now:%Y-%m-%d}/{now:%H%M%S%f}-{uuid.uuid4().hex[:8]}"
 
-    rows = [event.model_dump(mode="json") for event in events]
-    if not rows:
-        return None
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=event_schema()), buffer, compression="zstd")
-    now = datetime.now(UTC)
-    key = f"endpoints/{endpoint}/events/{now:%Y-%m-%d}/{now:%H%M%S%f}-{uuid.uuid4().hex[:8]}.parquet"
-    storage.write(key, buffer.getvalue())
-    return key
+
+def write_events(storage: Storage, endpoint: str, events: Iterable[EndpointEvent], *, name: str = "") -> str | None:
+    """Write a batch in one step; returns its key, or None for an empty batch.
+
+    Args:
+        storage: the store.
+        endpoint: endpoint name.
+        events: the batch.
+        name: what ``batch_name`` gave; a batch that may have been written before replaces itself. Empty: a new one.
+    """
+    return _write(storage, endpoint, "events", [event.model_dump(mode="json") for event in events], name)
+
+
+def write_feedback(storage: Storage, endpoint: str, items: Iterable[Feedback], *, name: str = "") -> str | None:
+    """Write a batch of feedback in one step; returns its key, or None for an empty batch."""
+    return _write(storage, endpoint, "feedback", [item.model_dump(mode="json") for item in items], name)
+
+
+def read_feedback(storage: Storage, endpoint: str, *, since: str | None = None) -> list[Feedback]:
+    """Feedback of an endpoint in time order.
+
+    Args:
+        storage: the store.
+        endpoint: endpoint name.
+        since: UTC ISO 8601; batches of earlier days are not looked at.
+
+    Raises:
+        InputError: a batch is not readable Parquet.
+    """
+    keys = _batches(storage, f"endpoints/{endpoint}/feedback/", since)
+    items = [Feedback.model_validate(row) for key in keys for row in _rows(storage, key)]
+    return sorted(items, key=lambda item: item.time)
 
 
 def read_events(
@@ -78,7 +137,7 @@ def read_events(
     trace_id: str | None = None,
     since: str | None = None,
 ) -> list[EndpointEvent]:
-    """Events of an endpoint in time order, filtered.
+    """Events of an endpoint in time order, filtered, each with the latest rating that its answer got.
 
     Args:
         storage: the store.
@@ -90,22 +149,66 @@ def read_events(
     Raises:
         InputError: a batch is not readable Parquet.
     """
-    import pyarrow.parquet as pq
-    from pyarrow import ArrowInvalid
-
     events = []
     for key in _batches(storage, f"endpoints/{endpoint}/events/", since):
-        try:
-            rows = pq.read_table(io.BytesIO(storage.read(key))).to_pylist()
-        except ArrowInvalid as error:
-            raise InputError(f"{key} is not readable Parquet: {error}") from error
-        for row in rows:
+        for row in _rows(storage, key):
             if release_id and row["release_id"] != release_id:
                 continue
             if (trace_id and row["trace_id"] != trace_id) or (since and row["time"] < since):
                 continue
             events.append(EndpointEvent.model_validate(row))
+    events = with_feedback(events, read_feedback(storage, endpoint, since=since) if events else [])
     return sorted(events, key=lambda event: event.time)
+
+
+def with_feedback(events: Sequence[EndpointEvent], items: Iterable[Feedback]) -> list[EndpointEvent]:
+    """Events with the ratings of their answers; of several ratings the last one given counts.
+
+    A rating names an answer, or a trace for all of its answers; a request that gave no answer has none.
+    """
+    latest: dict[str, Feedback] = {}
+    for item in items:
+        if name := _bare(item.answer_id) or item.trace_id:
+            latest[name] = item
+    return [_rated(event, latest) for event in events] if latest else list(events)
+
+
+def _rated(event: EndpointEvent, latest: dict[str, Feedback]) -> EndpointEvent:
+    if event.status >= 400 and event.status != CLIENT_GONE:
+        return event
+    found = [latest[name] for name in {_bare(event.answer_id), event.trace_id} if name in latest]
+    if not found:
+        return event
+    item = max(found, key=lambda item: item.time)
+    return event.model_copy(update={"feedback": item.rating, "feedback_comment": item.comment})
+
+
+def _bare(answer_id: str) -> str:
+    return re.sub(r"^(?:chatcmpl|cmpl)-", "", answer_id)
+
+
+def _write(storage: Storage, endpoint: str, kind: str, rows: list[dict[str, Any]], name: str) -> str | None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not rows:
+        return None
+    buffer = io.BytesIO()
+    schema = event_schema() if kind == "events" else _schema_of(Feedback)
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
+    key = f"endpoints/{endpoint}/{kind}/{name or batch_name()}.parquet"
+    storage.write(key, buffer.getvalue())
+    return key
+
+
+def _rows(storage: Storage, key: str) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+    from pyarrow import ArrowInvalid
+
+    try:
+        return list(pq.read_table(io.BytesIO(storage.read(key))).to_pylist())
+    except ArrowInvalid as error:
+        raise InputError(f"{key} is not readable Parquet: {error}") from error
 
 
 def _batches(storage: Storage, prefix: str, since: str | None) -> list[str]:
@@ -119,6 +222,10 @@ def _batches(storage: Storage, prefix: str, since: str | None) -> list[str]:
 
 def event_schema() -> Any:
     """The Arrow schema of a batch."""
+    return _schema_of(EndpointEvent)
+
+
+def _schema_of(model: type[BaseModel]) -> Any:
     import pyarrow as pa
 
     types: dict[Any, Any] = {
@@ -128,7 +235,8 @@ def event_schema() -> Any:
         bool: pa.bool_(),
         int | None: pa.int64(),
         float | None: pa.float64(),
+        bool | None: pa.bool_(),
         tuple[str, ...]: pa.list_(pa.string()),
         tuple[float, ...]: pa.list_(pa.float64()),
     }
-    return pa.schema([(name, types[info.annotation]) for name, info in EndpointEvent.model_fields.items()])
+    return pa.schema([(name, types[info.annotation]) for name, info in model.model_fields.items()])

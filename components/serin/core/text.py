@@ -1,8 +1,7 @@
 """Simple lexical measures of texts, the same in evaluation, at the endpoint and in monitoring.
 
-They compare words and numbers, not meaning: cheap, repeatable, and blind to paraphrase and to contradiction in the
-same words.  English and French are known by their articles, stop words and ways to refuse; other languages are
-compared word by word.
+They compare words and numbers, not meaning: cheap, repeatable, and blind to paraphrase.  English and French are known
+by their articles, stop words and ways to refuse; other languages are compared word by word.
 """
 
 import re
@@ -10,9 +9,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from decimal import Decimal
-
-UNSUPPORTED_NUMBER_FACTOR = 0.5
-"""A number that no passage holds halves the support score, however well the words fit."""
 
 _PLAIN = str.maketrans(
     {"’": "'", "‘": "'", "ʼ": "'", "“": '"', "”": '"', "«": '"', "»": '"', "–": "-", "—": "-", "‑": "-", "−": "-"}
@@ -101,20 +97,13 @@ def numbers(text: str) -> list[str]:
 
 
 def support_score(answer: str, passages: Sequence[str]) -> float:
-    """How far an answer's words and numbers occur in its passages (0 to 1).
+    """How far an answer is supported by its passages (0 to 1): ``serin.core.grounding``'s score.
 
-    The share of the answer's distinct content words found in any passage (plural s ignored), halved when a number
-    of the answer occurs in none.  A simple lexical measure: it sees invented words and figures, and misses false
-    statements made of words that do occur.  An empty answer, and one without passages, scores 0; one that claims
-    nothing ("Yes.") scores 1.
+    An empty answer, and one without passages, scores 0; one that claims nothing ("Yes.") scores 1.
     """
-    if not words(answer) or not any(words(passage) for passage in passages):
-        return 0.0
-    known = {_stem(word) for passage in passages for word in words(passage)}
-    figures = {number for passage in passages for number in numbers(passage)}
-    content = {_stem(word) for word in words(answer) if word not in STOP_WORDS and not word[0].isdigit()}
-    share = len(content & known) / len(content) if content else 1.0
-    return share if figures.issuperset(numbers(answer)) else share * UNSUPPORTED_NUMBER_FACTOR
+    from serin.core.grounding import ground
+
+    return ground(answer, passages).support_score
 
 
 def is_refusal(answer: str) -> bool:
@@ -124,10 +113,6 @@ def is_refusal(answer: str) -> bool:
 
 def _compared(text: str) -> list[str]:
     return [word for word in words(text) if word not in ARTICLES]
-
-
-def _stem(word: str) -> str:
-    return word[:-1] if len(word) > 3 and word.endswith("s") else word
 
 
 def _values(token: str) -> list[str]:

@@ -12,7 +12,7 @@ BLOCKS = {
     *("address", "article", "blockquote", "body", "dd", "details", "div", "dl", "dt", "figcaption", "figure"),
     *("header", "main", "p", "section", "summary"),
 }
-META = ("valid_from", "valid_until")
+META = ("valid_from", "valid_until", "access")
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Page:
     text: str
     """Markdown."""
     metadata: dict[str, str]
-    """``valid_from`` and ``valid_until`` of meta elements."""
+    """``valid_from``, ``valid_until`` and ``access`` of meta elements."""
 
 
 def read_page(html: str) -> Page:

@@ -1,6 +1,7 @@
 """Files that are one document each: Markdown with front matter, plain text, HTML."""
 
 import re
+from collections.abc import Mapping
 from datetime import date
 from pathlib import PurePosixPath
 from typing import Any
@@ -9,7 +10,7 @@ import yaml
 
 from serin.core.errors import InputError
 from serin.data_prep.html import read_page
-from serin.data_prep.rows import Raw
+from serin.data_prep.rows import Raw, access_of
 from serin.data_prep.sources import SourceFile
 
 DATES = ("valid_from", "valid_until")
@@ -27,6 +28,7 @@ def read_document(file: SourceFile, text: str) -> Raw:
     if file.format == "html":
         page = read_page(text)
         raw.text, raw.title, raw.language, raw.metadata = page.text, page.title, page.language, dict(page.metadata)
+        raw.metadata |= _access(raw, raw.metadata)
     else:
         raw.text = text
         if file.format == "markdown":
@@ -75,7 +77,14 @@ def _take_front_matter(raw: Raw, text: str) -> None:
     texts = {name: value.isoformat() if hasattr(value, "isoformat") else str(value) for name, value in plain.items()}
     raw.title = texts.pop("title", "")
     raw.language = (texts.pop("language", "") or texts.pop("lang", ""))[:2].lower()
-    raw.metadata = texts
+    raw.metadata = texts | _access(raw, fields)
+
+
+def _access(raw: Raw, fields: Mapping[str, Any]) -> dict[str, str]:
+    try:
+        return access_of(fields)
+    except ValueError as error:
+        raise InputError(f"{raw.source}: {error}: a page that was to be restricted must not become public.") from error
 
 
 def _name_as_title(name: str) -> str:

@@ -11,10 +11,11 @@ the configured pair, or one of ``PAIRS``                    a conversation of on
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from serin.core.retrieval import access_labels
 from serin.data_prep.config import DataPrepConfig
 from serin.data_prep.readers import Row
 
@@ -147,12 +148,39 @@ def _listed(value: Any, name: str) -> list[Any]:
 
 
 def _metadata(row: Row, used: set[str]) -> dict[str, str]:
-    """Other short, plain columns; those of a ``metadata`` object count as columns."""
+    """Other short, plain columns; those of a ``metadata`` object count as columns.
+
+    Raises:
+        UnusableRow: ``access`` names no usable labels; without them everybody could read the record.
+    """
     known = used | {*IDS, "language", "lang"}
     inner = row.get("metadata")
     columns = {**row, **(inner if isinstance(inner, dict) else {})}
     texts = {name: _scalar(value) for name, value in columns.items() if name not in known}
+    try:
+        texts |= access_of(columns)
+    except ValueError as error:
+        raise UnusableRow(str(error)) from error
     return {name: text for name, text in sorted(texts.items()) if text and len(text) <= MAX_METADATA_CHARS}
+
+
+def access_of(fields: Mapping[str, Any]) -> dict[str, str]:
+    """The field ``access`` as one text of labels, also where it is a list; nothing where there is none.
+
+    Raises:
+        ValueError: it is there and is no text or list of texts, or names no usable label: a record that was to be
+            restricted must not become public.
+    """
+    value = fields.get("access")
+    if value is None or value == "":
+        return {}
+    parts = value if isinstance(value, list) else [value]
+    if not parts or not all(isinstance(part, str) and part.strip() for part in parts):
+        raise ValueError(f"access is {str(value)[:60]!r}, not a label or a list of labels")
+    text = ", ".join(access_labels(",".join(parts)))
+    if len(text) > MAX_METADATA_CHARS:
+        raise ValueError(f"access has more than {MAX_METADATA_CHARS} characters of labels: name fewer groups")
+    return {"access": text}
 
 
 def _first(row: Row, names: Iterable[str]) -> Any:

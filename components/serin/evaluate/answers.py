@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from serin.core.artifacts import Artifact, Built
 from serin.core.context import StageContext
 from serin.core.generation import Generation, Generator
-from serin.core.prompts import render, within_budget
+from serin.core.prompts import render
 from serin.core.records import Conversation, Message, read_jsonl, write_jsonl
 from serin.core.release import Release, model_folder, open_part
-from serin.core.serving import ServingConfig
+from serin.core.serving import ServingConfig, fitting
 from serin.evaluate.config import EvaluateConfig
 from serin.evaluate.results import Answer
 from serin.evaluate.retrieval import Found
@@ -73,7 +73,7 @@ def answer_conversations(
 
     def build(output: Path, scratch: Path) -> Built:
         generator = Generator.load(model_folder(release, context.store), config.num_threads)
-        asked = _questions(held_out(config, dataset), found, release.prompt.max_context_chars)
+        asked = _questions(held_out(config, dataset), found, release)
         answers = _answer(generator, release, asked, lambda done: _progress(context, role, done, len(asked)))
         write_jsonl(output / ANSWERS, answers)
         return Built(metadata={"num_answers": len(answers)})
@@ -89,11 +89,12 @@ def answer_conversations(
     return read_jsonl(artifact.path / ANSWERS, Answer)
 
 
-def _questions(conversations: Sequence[Conversation], found: Found, budget: int) -> list[Asked]:
-    asked = [Asked(one, "given", tuple(within_budget(one.context, budget))) for one in conversations]
+def _questions(conversations: Sequence[Conversation], found: Found, release: Release) -> list[Asked]:
+    serving = ServingConfig.load(release.serving)
+    asked = [Asked(one, "given", tuple(fitting(one.context, release.prompt, serving))) for one in conversations]
     for one in conversations:
         if hits := found.passages.get(one.id):
-            passages = tuple(within_budget(hits.texts, budget))
+            passages = tuple(fitting(hits.texts, release.prompt, serving))
             asked.append(Asked(one, "retrieved", passages, hits.scores[: len(passages)]))
     return asked
 

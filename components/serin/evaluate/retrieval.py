@@ -1,10 +1,13 @@
 """What a release's index finds: passages for held-out conversations, and documents for golden questions.
 
-Both are one artefact, keyed by the index and the settings of the search, so releases that share an index ask it once.
+Both are one artefact, keyed by the index, the settings of the search and the documents that are valid today, so
+releases that share an index ask it once, and again only when a document begins or ends to be valid.  The searches are
+the endpoint's (``core.serving.search``) for a caller without access labels.
 """
 
 import math
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 from serin.core.artifacts import Artifact, Built
@@ -13,8 +16,8 @@ from serin.core.digests import digest_of_text
 from serin.core.embedding import Embedder
 from serin.core.records import Conversation, GoldenQuestion, read_jsonl, write_jsonl
 from serin.core.release import Release, open_part
-from serin.core.retrieval import IndexReader, read_info
-from serin.core.serving import ServingConfig, search_query
+from serin.core.retrieval import IndexReader, epoch, read_info
+from serin.core.serving import ServingConfig, search, search_query, today
 from serin.evaluate.config import EvaluateConfig
 from serin.evaluate.results import FoundPassages, GoldenResult
 from serin.evaluate.sampling import held_out
@@ -36,21 +39,32 @@ def ask_index(config: EvaluateConfig, release: Release, dataset: Artifact, conte
     """Search for the first held-out conversations and for the golden questions, or find the earlier results."""
     index = open_part(release.index, context.store)
     serving = ServingConfig.load(release.serving)
-    search = {"max_passages": serving.max_passages, "min_score": serving.min_score, "turns": serving.history_turns}
+    day = epoch(index.path, today()) if serving.check_dates else None
+    settings = {"max_passages": serving.max_passages, "min_score": serving.min_score, "turns": serving.history_turns}
 
     def build(output: Path, scratch: Path) -> Built:
         conversations = held_out(config, dataset)[: config.num_retrieved]
         questions = _golden(config, dataset)
         reader = _reader(index, config) if conversations or questions else None
         context.progress(f"searching for {len(conversations)} conversations and {len(questions)} golden questions")
-        found = [_search(reader, one, serving) for one in conversations if reader]
+        found = [_search(reader, one, serving, day) for one in conversations if reader]
+        asked = _answerable(questions, reader, day) if reader else []
         write_jsonl(output / PASSAGES, found)
-        write_jsonl(output / GOLDEN, [_ask(reader, one, config.golden_depth) for one in questions if reader])
-        return Built(metadata={"num_conversations": len(conversations), "num_questions": len(questions)})
+        write_jsonl(output / GOLDEN, [_ask(reader, one, config.golden_depth, day) for one in asked if reader])
+        return Built(
+            metadata={
+                "num_conversations": len(conversations),
+                "num_questions": len(asked),
+                "num_questions_out_of_date": len(questions) - len(asked),
+            }
+        )
 
     names = ("num_conversations", "num_retrieved", "num_golden", "golden_depth", "seed")
-    settings = {"search": search, **{name: getattr(config, name) for name in names}}
-    artifact = context.produce("retrieval", build, inputs={"index": index, "dataset": dataset}, config=settings)
+    keyed = {
+        "search": settings | {"day": day.isoformat() if day else ""},
+        **{name: getattr(config, name) for name in names},
+    }
+    artifact = context.produce("retrieval", build, inputs={"index": index, "dataset": dataset}, config=keyed)
     return Found(
         artifact=artifact,
         passages={one.id: one for one in read_jsonl(artifact.path / PASSAGES, FoundPassages)},
@@ -92,16 +106,25 @@ def _reader(index: Artifact, config: EvaluateConfig) -> IndexReader:
     return IndexReader.open(index.path, Embedder.load(read_info(index.path).embedder, config.num_threads))
 
 
-def _search(reader: IndexReader, conversation: Conversation, serving: ServingConfig) -> FoundPassages:
+def _answerable(questions: list[GoldenQuestion], reader: IndexReader, day: date | None) -> list[GoldenQuestion]:
+    """All questions but those whose documents are all out of date: nobody may find them.
+
+    A question whose documents the index does not have at all stays: that is a miss.
+    """
+    outdated = reader.documents() - reader.documents(day)
+    return [one for one in questions if not set(one.document_ids) <= outdated]
+
+
+def _search(reader: IndexReader, conversation: Conversation, serving: ServingConfig, day: date | None) -> FoundPassages:
     query = search_query(conversation.messages[:-1], serving.history_turns)
-    hits = reader.search(query, max_passages=serving.max_passages, min_score=serving.min_score)
+    hits = search(reader, serving, query, at=day)
     return FoundPassages(
         id=conversation.id, texts=tuple(hit.text for hit in hits), scores=tuple(hit.score for hit in hits)
     )
 
 
-def _ask(reader: IndexReader, question: GoldenQuestion, depth: int) -> GoldenResult:
-    hits = reader.search(question.question, max_passages=depth)
+def _ask(reader: IndexReader, question: GoldenQuestion, depth: int, day: date | None) -> GoldenResult:
+    hits = reader.search(question.question, max_passages=depth, at=day)
     return GoldenResult(
         id=question.id,
         question=question.question,

@@ -17,7 +17,7 @@ from serin.core.digests import digest_of_text
 from serin.core.embedding import Embedder, fingerprint_of
 from serin.core.errors import ConfigError, InputError
 from serin.core.records import Document, read_jsonl
-from serin.core.retrieval import INDEX_FILE, TABLE, IndexInfo
+from serin.core.retrieval import ACCESS, INDEX_FILE, TABLE, IndexInfo, access_labels
 from serin.index.chunks import Chunk, chunk_document
 from serin.index.config import IndexConfig
 from serin.index.embeddings import embed
@@ -59,7 +59,7 @@ def build_index(config: IndexConfig, documents: Artifact, context: StageContext)
         context: store, progress.
 
     Raises:
-        InputError: there are no documents, two share an id, or a date is not one.
+        InputError: there are no documents, two share an id, or a date or an access label is not one.
     """
     fingerprint = fingerprint_of(config.embedder)
     settings = {**config.dump(), "embedder": fingerprint}  # a folder's path says nothing about what is in it
@@ -100,16 +100,14 @@ def _build(config: IndexConfig, fingerprint: str, documents: Artifact, context: 
         lexical_language=language,
     )
     (output / INDEX_FILE).write_text(json.dumps(info.model_dump(), indent=1), encoding="utf-8")
-    identity = sorted(
-        [chunk.id, digest_of_text(chunk.search_text), chunk.title, chunk.language, chunk.valid_from, chunk.valid_until]
-        for chunk in chunks
-    )
+    identity = sorted(_identity(chunk) for chunk in chunks)
     return Built(
         metadata={
             "documents": len(records),
             "chunks": len(chunks),
             "chars": sum(len(chunk.text) for chunk in chunks),
             "embedded": computed,
+            "restricted_chunks": sum(bool(chunk.access) for chunk in chunks),
             "languages": dict(Counter(record.language for record in records).most_common()),
             "lexical_language": language,
             "embedder": config.embedder,
@@ -118,6 +116,12 @@ def _build(config: IndexConfig, fingerprint: str, documents: Artifact, context: 
         },
         content={"chunks": identity, "fingerprint": fingerprint, "lexical_language": language},
     )
+
+
+def _identity(chunk: Chunk) -> list[Any]:
+    labels = [list(chunk.access)] if chunk.access else []  # an index without labels keeps the digest that it had
+    text = digest_of_text(chunk.search_text)
+    return [chunk.id, text, chunk.title, chunk.language, chunk.valid_from, chunk.valid_until, *labels]
 
 
 def _read(documents: Artifact) -> list[Document]:
@@ -132,6 +136,10 @@ def _read(documents: Artifact) -> list[Document]:
     for record in records:
         for name in ("valid_from", "valid_until"):
             _check_date(record, name)
+        try:
+            access_labels(record.metadata.get("access", ""))
+        except ValueError as error:
+            raise InputError(f"Document {record.id}: access holds {error}.") from error
     return records
 
 
@@ -172,6 +180,7 @@ def _arrow(chunks: list[Chunk], vectors: "np.ndarray") -> "pa.Table":
     names = ("document_id", "title", "text", "search_text", "language", "valid_from", "valid_until")
     columns: dict[str, Any] = {"chunk_id": pa.array([chunk.id for chunk in chunks], pa.string())}
     columns |= {name: pa.array([getattr(chunk, name) for chunk in chunks], pa.string()) for name in names}
+    columns[ACCESS] = pa.array([list(chunk.access) for chunk in chunks], pa.list_(pa.string()))
     columns["ordinal"] = pa.array([chunk.ordinal for chunk in chunks], pa.int32())
     columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1), pa.float32()), vectors.shape[1])
     return pa.table(columns)

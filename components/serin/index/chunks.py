@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from serin.core.digests import digest_of, digest_of_text
 from serin.core.records import Document
+from serin.core.retrieval import access_labels
 from serin.index.config import IndexConfig
 
 _HEADING = re.compile(r"(#{1,6})[ \t]+(.+?)[ \t]*#*[ \t]*$")
@@ -32,6 +33,8 @@ class Chunk:
     """ISO date, or empty."""
     valid_until: str
     """ISO date (the last valid day), or empty."""
+    access: tuple[str, ...] = ()
+    """Access labels: who is to find it must have one of them; none: everybody may."""
 
     @property
     def search_text(self) -> str:
@@ -159,4 +162,5 @@ def _chunk(document: Document, ordinal: int, piece: Section) -> Chunk:
         language=document.language,
         valid_from=document.metadata.get("valid_from", ""),
         valid_until=document.metadata.get("valid_until", ""),
+        access=access_labels(document.metadata.get("access", "")),
     )

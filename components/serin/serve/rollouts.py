@@ -75,10 +75,11 @@ class Rollout:
             "releases": {
                 runtime.release.id: {
                     "track": track,
-                    "engine_pid": runtime.engine.pid,
-                    "engine_alive": runtime.engine.alive,
-                    "engine_url": runtime.engine.url,
+                    "engine_pid": runtime.backend.pid,
+                    "engine_alive": runtime.backend.alive,
+                    "engine_url": runtime.backend.url,
                     "in_flight": runtime.in_flight,
+                    "backend": runtime.backend.state(),
                 }
                 for runtime, track in self.loaded()
             },
@@ -114,7 +115,7 @@ class Rollouts:
                     raise ConfigError("Champion and candidate are the same release: give another candidate.")
             except BaseException:
                 for runtime in fresh:
-                    runtime.engine.kill()
+                    runtime.backend.kill()
                 raise
             salt = request.salt if request.salt is not None else (self.current.salt if self.current else "")
             self.current = Rollout(champion, candidate, request.candidate_weight_percent, salt)
@@ -130,7 +131,7 @@ class Rollouts:
             await asyncio.sleep(wait_s)
             async with self._changing:
                 champion = self.current.champion if self.current else None
-                if champion is None or champion.engine.alive:
+                if champion is None or champion.backend.alive:
                     wait_s = WATCH_S
                     continue
                 logger.error("The champion's engine ended; it is started again.")
@@ -149,7 +150,7 @@ class Rollouts:
         while True:
             try:
                 length = await asyncio.to_thread(journal.length)
-                if length != seen and await self._followed(journal):
+                if length != seen and await self.catch_up(journal):
                     seen = length
             except SerinError as error:
                 logger.error("The journal's champion cannot be served: %s", error)
@@ -157,8 +158,12 @@ class Rollouts:
                 logger.exception("The journal could not be followed; it is tried again.")
             await asyncio.sleep(interval_s)
 
-    async def _followed(self, journal: Journal) -> bool:
-        """Whether the journal's champion is served now."""
+    async def catch_up(self, journal: Journal) -> bool:
+        """Serve the champion that the journal names; whether it is served now (True where it names none).
+
+        Raises:
+            SerinError: it cannot be loaded.
+        """
         champion = await asyncio.to_thread(journal.champion)
         current = self.current
         if champion and (current is None or current.champion.release.id != champion):
@@ -172,7 +177,7 @@ class Rollouts:
         """End all engines."""
         current, self.current = self.current, None
         if current:
-            await asyncio.gather(*(runtime.engine.stop() for runtime, _ in current.loaded()))
+            await asyncio.gather(*(runtime.backend.close() for runtime, _ in current.loaded()))
         for task in self._unloading:
             task.cancel()
         await asyncio.gather(*self._unloading, return_exceptions=True)
@@ -180,7 +185,7 @@ class Rollouts:
     async def _loaded(self, release_id: str, known: dict[str, Runtime], fresh: list[Runtime]) -> Runtime:
         for runtime in [*known.values(), *fresh]:
             if len(release_id) >= 8 and runtime.release.id.startswith(release_id):
-                if not runtime.engine.alive:
+                if not runtime.backend.alive:
                     await self._loader.restart(runtime)
                 return runtime
         runtime = await self._loader.load(release_id)

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from serin.core.errors import InputError
 from serin.data_prep.config import DataPrepConfig
 from serin.data_prep.html import read_page
 from serin.data_prep.pages import read_document
 from serin.data_prep.readers import Row
-from serin.data_prep.rows import Raw, UnusableRow, recognise
+from serin.data_prep.rows import Raw, UnusableRow, access_of, recognise
 from serin.data_prep.sources import SourceFile
 
 
@@ -119,3 +120,30 @@ def test_html_becomes_markdown_without_menus_and_scripts() -> None:
 @pytest.mark.parametrize("html", ["", "just words", "<p>unclosed", "<html></html>", "<!-- only -->"])
 def test_odd_html_is_read_without_complaint(html: str) -> None:
     assert read_page(html).text in ("", "just words", "unclosed")
+
+
+@pytest.mark.parametrize(
+    ("front", "labels"),
+    [("access: staff", "staff"), ("access: [staff, legal]", "legal, staff"), ("access: staff legal", "legal, staff")],
+)
+def test_a_page_is_restricted_however_its_labels_are_written(front: str, labels: str) -> None:
+    assert page_of(f"---\n{front}\n---\n# Margins\n\nSecret.\n").metadata["access"] == labels
+
+
+@pytest.mark.parametrize(
+    "front", ["access: {team: staff}", "access: []", "access: [1]", "access: 'a!b'", "access: true"]
+)
+def test_a_page_whose_restriction_cannot_be_read_is_refused_and_never_public(front: str) -> None:
+    with pytest.raises(InputError, match="must not become public"):
+        page_of(f"---\n{front}\n---\n# Margins\n\nSecret.\n")
+
+
+def page_of(text: str, name: str = "a.md") -> Raw:
+    return read_document(SourceFile(name, Path(name), "0" * 64, len(text)), text)
+
+
+def test_a_web_page_and_a_row_carry_their_labels_too() -> None:
+    html = '<html><head><meta name="access" content="staff"></head><body><p>Secret.</p></body></html>'
+    assert page_of(html, "a.html").metadata["access"] == "staff"
+    assert access_of({"access": ["b", "a"]}) == {"access": "a, b"}
+    assert access_of({"text": "x"}) == {}

@@ -1,0 +1,361 @@
+"""The words of an answer that one change can turn false: numbers, names, negations; and what the passages say there.
+
+Each site becomes a row of features (all in 0 to 1); a logistic model per kind says how likely it was changed
+(training.py).  Features compare the site's neighbours in the answer with the neighbours of the same words in the
+passages, so that a number or name which the passages do hold, but elsewhere, is seen too.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from serin.core.grounding.alignment import MOST_PLACES, Window, best_window
+from serin.core.grounding.words import Passage, Word
+
+NEAR = 4
+"""Words within which a neighbour is near."""
+WIDE = 16
+
+NUMBER_FEATURES = (
+    "absent",
+    "outside",
+    "right_bound",
+    "left_bound",
+    "unbound",
+    "conflict",
+    "both_slot",
+    "leading",
+    "small",
+    "spelt",
+    "share",
+    "absent_share",
+    "numbers_free",
+    "rival",
+    "rival_absent",
+)
+NAME_FEATURES = (
+    "absent",
+    "prefix_only",
+    "outside",
+    "right_bound",
+    "left_bound",
+    "unbound",
+    "conflict",
+    "both_slot",
+    "opening",
+    "digits",
+    "name_run",
+    "run_broken",
+    "share",
+    "absent_share",
+    "local_share",
+    "names_free",
+    "rival",
+    "rival_absent",
+    "initials",
+)
+NEGATION_FEATURES = (
+    "near_head",
+    "near_head_window",
+    "window_negated",
+    "skips",
+    "head_plain",
+    "left_plain",
+    "head_absent",
+    "self",
+    "share",
+    "plain_share",
+    "context_negated",
+    "two",
+    "double",
+    "of_self",
+)
+REMOVAL_FEATURES = ("adjacent", "near", "left_fits", "pair_negated", "also_plain", "sentence_negated", "share",
+    "adjacent_share", "self", "own_negation_elsewhere")  # fmt: skip
+
+
+SITE_FEATURES = {
+    "number": NUMBER_FEATURES, "name": NAME_FEATURES, "negation": NEGATION_FEATURES, "removal": REMOVAL_FEATURES
+}  # fmt: skip
+"""Names of the features by kind of site."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One word to be judged."""
+
+    kind: str
+    """'number', 'name', 'negation' or 'removal' (a negation of the passages that the answer may lack)."""
+    place: int
+    """Which word of the answer."""
+    features: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """A sentence of the answer with its best match."""
+
+    words: tuple[Word, ...]
+    first: int
+    """Place of its first word in the answer."""
+    window: Window
+
+
+def sentences_of(words: Sequence[Word], passages: Sequence[Passage]) -> list[Sentence]:
+    """The answer's sentences, each aligned with the passages."""
+    groups: dict[int, list[int]] = {}
+    for place, word in enumerate(words):
+        groups.setdefault(word.sentence, []).append(place)
+    found = []
+    for places in groups.values():
+        chosen = tuple(words[place] for place in places)
+        found.append(Sentence(chosen, places[0], best_window(chosen, passages)))
+    return found
+
+
+def sites_of(sentence: Sentence, passages: Sequence[Passage]) -> list[Site]:
+    """All sites of a sentence."""
+    sites: list[Site] = []
+    removal: Site | None = None
+    for place, word in enumerate(sentence.words):
+        at = sentence.first + place
+        if word.kind == "number":
+            sites.append(Site("number", at, _number(sentence, place, passages)))
+        elif word.kind == "name" or (word.kind == "word" and place == 0 and word.text[0].isupper()):
+            sites.append(Site("name", at, _name(sentence, place, passages)))
+        elif word.kind == "negation":
+            sites.append(Site("negation", at, _negation(sentence, place, passages)))
+        if word.kind == "word" and (features := _removal(sentence, place, passages)):
+            candidate = Site("removal", at, features)
+            if removal is None or sum(features[:4]) > sum(removal.features[:4]):
+                removal = candidate
+    return [*sites, removal] if removal else sites
+
+
+def _number(sentence: Sentence, place: int, passages: Sequence[Passage]) -> tuple[float, ...]:
+    word, share = sentence.words[place], sentence.window.share
+    held = [passage.places.get(word.stem, ())[:MOST_PLACES] for passage in passages]
+    absent = not any(held)
+    left, right = _neighbour(sentence.words, place, -1), _neighbour(sentence.words, place, 1)
+    left_bound, right_bound = _bound(held, left, passages, -1), _bound(held, right, passages, 1)
+    conflict = _conflict(word.stem, left, right, passages)
+    free = _window_free(sentence, passages, "number")
+    rival = _rival(sentence, (left, right), passages, "number")
+    return (
+        float(absent), float(not absent and not _inside(sentence.window, held)), float(right_bound), float(left_bound),
+        float(not absent and not left_bound and not right_bound),
+        float(conflict > 0 and not (left_bound and right_bound)), float(conflict > 1),
+        float(place == 0), float(len(word.stem) == 1), float(not word.text[0].isdigit()),
+        share, absent * share, float(free), float(rival), float(rival and absent),
+    )  # fmt: skip
+
+
+def _name(sentence: Sentence, place: int, passages: Sequence[Passage]) -> tuple[float, ...]:
+    words, share = sentence.words, sentence.window.share
+    word = words[place]
+    held = [passage.places.get(word.stem, ())[:MOST_PLACES] for passage in passages]
+    absent = not any(held)
+    prefix = absent and any(word.stem[:5] in passage.beginnings for passage in passages)
+    left, right = _neighbour(words, place, -1), _neighbour(words, place, 1)
+    left_bound, right_bound = _bound(held, left, passages, -1), _bound(held, right, passages, 1)
+    conflict = _conflict(word.stem, left, right, passages)
+    rival = _rival(sentence, (left, right), passages, "name")
+    run = [side for side in (place - 1, place + 1) if 0 <= side < len(words) and words[side].kind == "name"]
+    joined = [_touching(held, words[side].stem, passages) for side in run]
+    return (
+        float(absent and not prefix), float(prefix), float(not absent and not _inside(sentence.window, held)),
+        float(right_bound), float(left_bound), float(not absent and not left_bound and not right_bound),
+        float(conflict > 0 and not (left_bound or right_bound)), float(conflict > 1), float(place == 0),
+        float(any(map(str.isdigit, word.text))), float(bool(run)), float(bool(run) and not all(joined)),
+        share, absent * share, 0.0 if absent else _local_share(sentence, held, passages),
+        float(_window_free(sentence, passages, "name")), float(rival), float(rival and absent),
+        float(absent and _initials(words, place, passages)),
+    )  # fmt: skip
+
+
+def _negation(sentence: Sentence, place: int, passages: Sequence[Passage]) -> tuple[float, ...]:
+    words, window = sentence.words, sentence.window
+    left, head = _neighbour(words, place, -1), _neighbour(words, place, 1)
+    near = near_window = plain = 0
+    for number, passage in enumerate(passages):
+        for at in passage.places.get(head, ())[:MOST_PLACES] if head else ():
+            negated = _negated(passage, at - NEAR - 1, at + 3)
+            within = number == window.passage and window.start - 4 <= at < window.end + 4
+            near += negated
+            near_window += negated and within
+            plain += within and not negated
+    skips = _follows(words, place, passages)
+    own = passages[window.passage] if window.passage >= 0 else None
+    window_negated = own is not None and _negated(own, window.start - 3, window.end + 3)
+    pair = _plain_pair(left, head, passages)
+    negations = sum(word.kind == "negation" for word in words)
+    return (
+        float(near > 0), float(near_window > 0), float(window_negated), float(skips),
+        float(plain > 0 and not near_window),
+        float(pair), float(not (near or plain)), float(any(word.kind == "self" for word in words)), window.share,
+        window.share * (not window_negated), float(any(passage.negations[-1] for passage in passages)),
+        float(negations == 2), float(negations > 2),
+        float(any(word.kind == "self" for word in words[max(0, place - 3) : place])),
+    )  # fmt: skip
+
+
+def _removal(sentence: Sentence, place: int, passages: Sequence[Passage]) -> tuple[float, ...] | None:
+    """None when the passages nowhere negate the word, or the answer does."""
+    words, window = sentence.words, sentence.window
+    if window.passage < 0 or any(word.kind == "negation" for word in words[max(0, place - NEAR) : place + 2]):
+        return None
+    passage, stem = passages[window.passage], words[place].stem
+    inside = [at for at in passage.places.get(stem, ())[:MOST_PLACES] if window.start <= at < window.end]
+    negated = [at for at in inside if _negated(passage, at - NEAR, at)]
+    if not negated:
+        return None
+    adjacent = any(_negated(passage, at - 1, at) for at in negated)
+    near = any(_negated(passage, at - 2, at) for at in negated)
+    before = {word.stem for word in words[max(0, place - 2) : place]}
+    fits = any(before & set(passage.stems[max(0, at - 4) : at]) for at in negated)
+    left = _neighbour(words, place, -1)
+    pair = bool(left) and any(left in passage.stems[max(0, at - 8) : at] for at in negated)
+    plain = len(negated) < len(inside)
+    own = any(word.kind == "negation" for word in words)
+    counted = passage.negations[min(window.end + 1, len(passage.stems))] - passage.negations[max(0, window.start - 2)]
+    return (
+        float(adjacent), float(near), float(fits), float(pair), float(plain), float(counted > 1), window.share,
+        adjacent * window.share, float(any(word.kind == "self" for word in words)), float(own),
+    )  # fmt: skip
+
+
+def _neighbour(words: Sequence[Word], place: int, step: int) -> str:
+    """The next content word on one side within reach; '' when there is none."""
+    for distance in range(1, NEAR + 2):
+        at = place + step * distance
+        if not 0 <= at < len(words):
+            return ""
+        if words[at].kind in ("word", "name", "number"):
+            return words[at].stem
+    return ""
+
+
+def _bound(held: Sequence[Sequence[int]], neighbour: str, passages: Sequence[Passage], side: int) -> bool:
+    """Whether the neighbour stands near the word in a passage too; on either side, closer on its own."""
+    if not neighbour:
+        return False
+    for places, passage in zip(held, passages, strict=True):
+        others = passage.places.get(neighbour, ())[:MOST_PLACES]
+        if others and any(-NEAR <= (other - at) * side <= NEAR + 2 for at in places for other in others):
+            return True
+    return False
+
+
+def _conflict(stem: str, left: str, right: str, passages: Sequence[Passage]) -> int:
+    """How far the passages hold the neighbours around something else: 2 both sides of one place, 1 one side."""
+    level = 0
+    for passage in passages:
+        lefts = passage.places.get(left, ())[:MOST_PLACES] if left else ()
+        rights = passage.places.get(right, ())[:MOST_PLACES] if right else ()
+        for at in lefts:
+            between = [other for other in rights if 1 < other - at <= NEAR + 2]
+            if between and stem not in passage.stems[at : between[0]]:
+                return 2
+        level = max(level, int(bool(lefts or rights)))
+    return level
+
+
+def _inside(window: Window, held: Sequence[Sequence[int]]) -> bool:
+    if window.passage < 0:
+        return False
+    return any(window.start - WIDE // 2 <= at < window.end + WIDE // 2 for at in held[window.passage])
+
+
+def _initials(words: Sequence[Word], place: int, passages: Sequence[Passage]) -> bool:
+    """Whether the name is short for the words before it, or is one of a run whose initials a passage holds."""
+    word = words[place].text
+    if word.isupper() and len(word) > 1:
+        return "".join(other.text[0] for other in words[max(0, place - len(word)) : place]).upper() == word
+    first = place
+    while first > 0 and words[first - 1].text[0].isupper():
+        first -= 1
+    last = place
+    while last + 1 < len(words) and words[last + 1].text[0].isupper():
+        last += 1
+    run = [other.text[0].casefold() for other in words[first : last + 1]]
+    for start in range(place - first + 1):
+        for end in range(max(start + 2, place - first + 1), len(run) + 1):
+            if any("".join(run[start:end]) in passage.places for passage in passages):
+                return True
+    return False
+
+
+def _window_free(sentence: Sentence, passages: Sequence[Passage], kind: Literal["number", "name"]) -> bool:
+    """Whether the window holds a number or name that the sentence does not say."""
+    window = sentence.window
+    if window.passage < 0:
+        return False
+    said = {word.stem for word in sentence.words}
+    marked = _marked(passages[window.passage], kind)
+    return any(window.start - 4 <= at < window.end + 4 and value not in said for at, value in marked.items())
+
+
+def _rival(
+    sentence: Sentence, neighbours: Sequence[str], passages: Sequence[Passage], kind: Literal["number", "name"]
+) -> bool:
+    """Whether the passages hold, beside the word's neighbours, a number or name that the sentence does not say."""
+    said = {word.stem for word in sentence.words}
+    for passage in passages:
+        marked = _marked(passage, kind)
+        for neighbour in neighbours:
+            for at in passage.places.get(neighbour, ())[:MOST_PLACES] if neighbour else ():
+                if any(marked[other] not in said for other in range(at - 3, at + 4) if other in marked):
+                    return True
+    return False
+
+
+def _marked(passage: Passage, kind: Literal["number", "name"]) -> dict[int, str]:
+    return passage.numbers if kind == "number" else passage.names
+
+
+def _touching(held: Sequence[Sequence[int]], neighbour: str, passages: Sequence[Passage]) -> bool:
+    return any(
+        abs(at - other) <= 2
+        for places, passage in zip(held, passages, strict=True)
+        for at in places
+        for other in passage.places.get(neighbour, ())[:MOST_PLACES]
+    )
+
+
+def _local_share(sentence: Sentence, held: Sequence[Sequence[int]], passages: Sequence[Passage]) -> float:
+    """Most of the sentence's content words that one occurrence of the word has around it, relative to the window."""
+    content = {word.stem for word in sentence.words if word.kind in ("word", "name", "number")}
+    best = 0
+    for places, passage in zip(held, passages, strict=True):
+        for at in places[:12]:
+            best = max(best, len(content.intersection(passage.stems[max(0, at - WIDE) : at + WIDE])))
+    return min(1.0, best / len(content) / max(sentence.window.share, 1e-9)) if content else 1.0
+
+
+def _negated(passage: Passage, start: int, end: int) -> bool:
+    start, end = max(0, start), min(len(passage.stems), max(0, end))
+    return passage.negations[end] > passage.negations[min(start, end)]
+
+
+def _follows(words: Sequence[Word], place: int, passages: Sequence[Passage]) -> bool:
+    """Whether the words before and after the negation stand side by side in a passage."""
+    if not 0 < place < len(words) - 1:
+        return False
+    before, after = words[place - 1].stem, words[place + 1].stem
+    for passage in passages:
+        places = passage.places.get(after, ())[:MOST_PLACES]
+        if any(at and passage.stems[at - 1] == before for at in places):
+            return True
+    return False
+
+
+def _plain_pair(left: str, head: str, passages: Sequence[Passage]) -> bool:
+    """Whether the content words on both sides stand near each other in a passage with no negation between."""
+    if not left or not head:
+        return False
+    for passage in passages:
+        for at in passage.places.get(left, ())[:MOST_PLACES]:
+            for other in passage.places.get(head, ())[:MOST_PLACES]:
+                if 0 < other - at <= 6 and not _negated(passage, at - 3, other + 2):
+                    return True
+    return False
