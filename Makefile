@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.serin-installed
 export SERIN_HOME ?= $(CURDIR)/.serin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test setup lint types contracts unit test-images golden bench-capacity bench-finetune bench-gate bench-lineage clean help
+.PHONY: demo test setup lint types contracts unit test-images golden bench-capacity bench-finetune bench-serve bench-soak bench-rails bench-canary bench-gate bench-lineage clean help
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -53,6 +53,20 @@ bench-capacity: setup
 bench-finetune: setup
 	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	@$(BIN)/python tests/bench/finetune.py
+
+bench-serve: setup
+	@$(BIN)/python tests/bench/serve.py
+
+bench-soak: setup
+	@$(BIN)/python tests/bench/serve_soak.py
+
+bench-rails: setup
+	@$(BIN)/python tests/bench/rails_inputs.py --data ../shared/data
+	@$(BIN)/python tests/bench/rails_latency.py
+	@$(BIN)/python tests/bench/grounding.py
+
+bench-canary: setup
+	@$(BIN)/python tests/bench/canary.py
 
 bench-gate: setup
 	@$(BIN)/python tests/bench/gate.py

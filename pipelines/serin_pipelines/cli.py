@@ -5,7 +5,6 @@ rolled back; 22 it is held; 23 a run on Kubeflow failed; 24 it was cancelled; 13
 """
 
 import json
-import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -14,14 +13,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from serin.core.errors import ConfigError, SerinError
+from serin.core.errors import SerinError
 from serin.core.telemetry import silence_dependencies
 from serin_pipelines import (
+    cli_canary,
     cli_evaluate,
     cli_finetune,
+    cli_guard,
     cli_kubeflow,
     cli_lint,
     cli_release,
+    cli_serve,
     cli_stages,
     cli_sweep,
 )
@@ -64,7 +66,10 @@ for name, about_releases in (
     ("key", cli_release.release_key),
 ):
     cli_stages.release_app.command(name)(about_releases)
+app.add_typer(cli_canary.app, name="canary", rich_help_panel=SERVING)
 app.add_typer(cli_stages.release_app, name="release", rich_help_panel=SERVING)
+app.add_typer(cli_guard.app, name="guard", rich_help_panel=SERVING)
+app.add_typer(cli_serve.app, name="serve", rich_help_panel=SERVING)
 app.command(rich_help_panel=KUBEFLOW)(cli_lint.lint)
 for command in (cli_kubeflow.submit, cli_kubeflow.promote, cli_kubeflow.rollback):
     app.command(rich_help_panel=KUBEFLOW)(command)
@@ -187,44 +192,6 @@ def compile_command(
         for name in names
     }
     show(files, as_json)
-
-
-@app.command(rich_help_panel=SERVING)
-def serve(
-    release: Annotated[str, typer.Option("--release", help="Release id; default: the endpoint's champion.")] = "",
-    host: Annotated[str, typer.Option("--host", help="Address; others than loopback need API keys.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="Port to listen on.")] = DEFAULT_PORT,
-    store: Store = "",
-    endpoint: Endpoint = "assistant",
-    follow: Annotated[
-        bool, typer.Option("--follow", help="Wait for the first champion, and serve each later one of the journal.")
-    ] = False,
-) -> None:
-    """Serve the champion of an endpoint with the OpenAI API until interrupted.
-
-    Example: serin serve --port 8080
-    """
-    from serin.core.release import load_release
-    from serin.core.storage import storage_for
-    from serin.serve.server import run_gateway
-
-    uri = store_or_default(store)
-    if follow:
-        if release:
-            raise ConfigError("--follow serves what the journal says: leave --release out.")
-        _log_to_terminal()
-        console.print(f"Following the journal of {endpoint!r} on http://{host}:{port}; Ctrl-C ends it.")
-        run_gateway(uri, endpoint, "", host=host, port=port)
-        return
-    served = load_release(storage_for(uri), release) if release else cli_stages.champion_of(uri, endpoint)
-    _log_to_terminal()
-    console.print(f"Loading release {served.short_id} ... it answers on http://{host}:{port} soon; Ctrl-C ends it.")
-    run_gateway(uri, endpoint, served.id, host=host, port=port)
-
-
-def _log_to_terminal() -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("serin").setLevel(logging.INFO)
 
 
 @app.command(rich_help_panel=SERVING)

@@ -10,6 +10,7 @@ import yaml
 
 from serin.core.config import Section
 from serin.core.errors import ConfigError
+from serin.core.policy import read_policy
 from serin.core.prompts import Prompt
 from serin.data_prep.config import DataPrepConfig
 from serin.deploy.config import DeployConfig
@@ -60,8 +61,11 @@ class RunConfig(Section):
 def load_config(path: Path | None, overrides: list[str]) -> RunConfig:
     """A run's configuration from a YAML file and ``section.field=value`` overrides (values in YAML).
 
+    ``release.guardrails`` may name a policy file ('serin guard init' writes one); what it says goes into the release.
+
     Raises:
         ConfigError: the file cannot be read, or a setting is unknown or of the wrong type.
+        InputError: the policy file cannot be read.
     """
     values = _read(path) if path else {}
     for override in overrides:
@@ -69,6 +73,11 @@ def load_config(path: Path | None, overrides: list[str]) -> RunConfig:
         if not equals:
             raise ConfigError(f"--set {override!r} is not of the form section.field=value.")
         _put(values, name.split("."), yaml.safe_load(text), override)
+    release = values.get("release")
+    if isinstance(release, dict) and isinstance(release.get("guardrails"), str):
+        file = Path(release["guardrails"])
+        beside = path.parent / file if path else file
+        release["guardrails"] = read_policy(beside if beside.is_file() else file).dump()
     return RunConfig.load(values)
 
 

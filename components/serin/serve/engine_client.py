@@ -1,27 +1,35 @@
-"""The gateway's side of an engine: chat requests over pooled HTTP connections, always streamed."""
+"""What the gateway asks of whatever serves a release's model, and what it gets; the backends are in ``backends``."""
 
-import json
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import aiohttp
-
-CONNECT_TIMEOUT_S = 2.0
+from typing import Any, Protocol
 
 
 class EngineError(Exception):
-    """An engine that cannot be reached, refuses, breaks off or takes too long.
+    """A backend that cannot be reached, refuses, breaks off or takes too long.
 
     Args:
         status: the HTTP status that stands for it.
         message: what happened.
-        code: the engine's error code, where it gave one.
+        code: the backend's error code, where it gave one.
+        param: the field of the request that it is about, where the backend named one.
+        retry_after_s: when to ask again, where that is known.
+        retryable: whether another try, or another server, may do better.
     """
 
-    def __init__(self, status: int, message: str, code: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        *,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        retryable: bool = False,
+    ) -> None:
         super().__init__(message)
-        self.status, self.code = status, code
+        self.status, self.code, self.param = status, code, param
+        self.retry_after_s, self.retryable = retry_after_s, retryable
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class EngineRequest:
     """Alternatives per token; None: no log-probabilities."""
     response_format: dict[str, Any] | None = None
     model: str | None = None
-    """The engine's model or adapter; None: its only one."""
+    """The engine's model or adapter; None: the one that serves the release."""
 
 
 @dataclass(frozen=True)
@@ -56,79 +64,52 @@ class EnginePiece:
     """OpenAI's entries of ``choice.logprobs.content`` for the piece's tokens."""
 
 
-class EngineClient:
-    """Asks one engine.
+class Backend(Protocol):
+    """Where a release's model is served; no part of the release."""
 
-    Args:
-        session: shared by all clients of the gateway.
-        url: the engine's.
-        silence_s: longest wait for the next piece.
-    """
-
-    def __init__(self, session: aiohttp.ClientSession, url: str, silence_s: float) -> None:
-        self._session, self.url = session, url
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=silence_s)
-
-    async def stream(self, request: EngineRequest) -> AsyncGenerator[EnginePiece, None]:
-        """The answer's pieces; closing the iterator closes the connection, which stops the decoding.
+    def stream(self, request: EngineRequest) -> AsyncGenerator[EnginePiece, None]:
+        """The answer's pieces; closing the generator lets the backend stop.
 
         Raises:
             EngineError: at any point.
         """
-        body = {
-            "messages": list(request.messages),
-            "max_tokens": request.max_tokens,
-            "temperature": request.temperature,
-            "stop": list(request.stop),
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            **({} if request.seed is None else {"seed": request.seed}),
-        }
-        url = f"{self.url}/v1/chat/completions"
-        try:
-            async with self._session.post(url, json=body, timeout=self._timeout) as response:
-                if response.status != 200:
-                    raise await _refusal(response)
-                async for piece in _pieces(response):
-                    yield piece
-        except TimeoutError as error:
-            raise EngineError(504, "The engine was silent for too long.") from error
-        except (aiohttp.ClientError, ConnectionError) as error:
-            raise EngineError(502, f"The engine cannot be reached ({type(error).__name__}).") from error
+        ...
 
     async def healthy(self) -> bool:
-        """Whether the engine answers."""
-        try:
-            timeout = aiohttp.ClientTimeout(total=CONNECT_TIMEOUT_S)
-            async with self._session.get(f"{self.url}/health", timeout=timeout) as response:
-                return response.status == 200
-        except (aiohttp.ClientError, TimeoutError, ConnectionError):
-            return False
+        """Whether it answers."""
+        ...
 
+    @property
+    def alive(self) -> bool:
+        """Whether there is any use in asking; False: it must be started again."""
+        ...
 
-async def _pieces(response: aiohttp.ClientResponse) -> AsyncIterator[EnginePiece]:
-    finish_reason = None
-    async for line in response.content:
-        if not line.startswith(b"data: "):
-            continue
-        if line.startswith(b"data: [DONE]"):
-            return
-        chunk = json.loads(line[6:])
-        if error := chunk.get("error"):
-            raise EngineError(502, str(error.get("message")))
-        if usage := chunk.get("usage"):
-            yield EnginePiece("", finish_reason, usage["prompt_tokens"], usage["completion_tokens"])
-            continue
-        choice = chunk["choices"][0]
-        finish_reason = choice["finish_reason"]
-        if text := choice["delta"].get("content"):
-            yield EnginePiece(text)
-    raise EngineError(502, "The engine broke off in the middle of an answer.")
+    @property
+    def pid(self) -> int | None:
+        """Process id of an engine of our own."""
+        ...
 
+    @property
+    def url(self) -> str:
+        """Where it is; the first of several."""
+        ...
 
-async def _refusal(response: aiohttp.ClientResponse) -> EngineError:
-    try:
-        error = (await response.json(content_type=None))["error"]
-        return EngineError(response.status, str(error["message"]), error.get("code"))
-    except (ValueError, KeyError, TypeError):
-        return EngineError(502, f"The engine answered with status {response.status}.")
+    def state(self) -> dict[str, Any]:
+        """What operators see of it, as JSON values; no secrets."""
+        ...
+
+    async def restart(self) -> None:
+        """Start it again after it ended.
+
+        Raises:
+            SerinError: it does not start.
+        """
+        ...
+
+    def kill(self) -> None:
+        """End it at once."""
+        ...
+
+    async def close(self) -> None:
+        """End it, or let go of it."""
+        ...

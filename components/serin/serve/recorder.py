@@ -1,23 +1,35 @@
-"""Endpoint events, off the request's path: a thread scores, redacts and writes them in batches."""
+"""Endpoint events, off the request's path: a thread scores, redacts and spools them, another writes them in batches.
+
+With a spool on disk an event outlasts the store being down, and the gateway being killed half a second after the
+request; the store gets each batch under the spool's name for it, so that none comes twice.
+"""
 
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TypeVar
 
-from serin.core.errors import SerinError
-from serin.core.events import EndpointEvent, write_events
+from serin.core.events import EndpointEvent, Feedback, write_events, write_feedback
+from serin.core.policy import default_policy
 from serin.core.storage import Storage
 from serin.core.text import is_refusal, support_score
+from serin.serve.budgets import Prices
 from serin.serve.guardrails import Guardrails
+from serin.serve.spool import RefusedError, Segment, Shipper, Spool
 
 logger = logging.getLogger(__name__)
 
 BATCH_EVENTS = 200
 INTERVAL_S = 5.0
+SPOOL_INTERVAL_S = 0.5
+"""Longest time that an event is in memory alone."""
 MAX_BUFFERED = 20_000
-"""Events kept while the store cannot be written; beyond it the oldest are lost."""
+"""Observations that wait to be scored; beyond it the oldest are lost."""
+EVENTS, FEEDBACK = "events", "feedback"
+T = TypeVar("T", EndpointEvent, Feedback)
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,12 @@ class Observation:
     guardrails: Guardrails
     stages: tuple[StageTiming, ...] = ()
     """What the time went to, in order of their ends."""
+    parent_span_id: str = ""
+    """The caller's span, 16 hex digits; empty: the trace begins with this request."""
+
+
+Observer = Callable[[Observation, EndpointEvent], None]
+"""Told of each request off its path, with the event as it is stored."""
 
 
 class Recorder:
@@ -52,6 +70,9 @@ class Recorder:
         batch_events: a batch is written when it holds this many.
         interval_s: or when this much time has passed.
         lost: told how many events were given up.
+        spool: where they wait; None: in memory.
+        prices: what requests cost; None: nothing is known of it.
+        observers: told of each request in the recorder's thread.
     """
 
     def __init__(
@@ -62,26 +83,37 @@ class Recorder:
         batch_events: int = BATCH_EVENTS,
         interval_s: float = INTERVAL_S,
         lost: Callable[[int], None] = lambda count: None,
+        spool: Spool | None = None,
+        prices: Prices | None = None,
+        observers: Sequence[Observer] = (),
     ) -> None:
         self._storage, self._endpoint = storage, endpoint
         self._batch_events, self._interval_s, self._lost = batch_events, interval_s, lost
-        self._buffer: deque[Observation] = deque()
-        self._unwritten: list[EndpointEvent] = []
+        self._spool, self._prices, self._observers = spool or Spool(), prices or Prices(), observers
+        self._buffer: deque[Observation | Feedback] = deque()
+        self._guardrails = Guardrails(default_policy())
+        self._in_segment = 0
         self._wake = threading.Condition()
-        self._writing = threading.Lock()
+        self._staging = threading.Lock()
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="events", daemon=True)
+        self._shipper = Shipper(
+            self._spool, self._send, name="endpoint events", retry_s=interval_s, lost=lambda kind, count: lost(count)
+        )
 
     def start(self) -> None:
-        """Start the writing thread."""
+        """Start the threads; what an earlier process left is written first."""
         self._thread.start()
+        self._shipper.start()
+        self._shipper.wake()
 
     def add(self, observation: Observation) -> None:
         """Take an observation; returns at once."""
-        with self._wake:
-            self._buffer.append(observation)
-            if len(self._buffer) >= self._batch_events:
-                self._wake.notify()
+        self._take(observation)
+
+    def add_feedback(self, feedback: Feedback) -> None:
+        """Take what a user says about an answer; returns at once."""
+        self._take(feedback)
 
     def flush(self) -> int:
         """Write everything that was added before; returns how many events.
@@ -89,55 +121,116 @@ class Recorder:
         Raises:
             SerinError: the store cannot be written; the events are kept for the next try.
         """
-        with self._writing:
-            with self._wake:
-                taken = list(self._buffer)
-                self._buffer.clear()
-            self._unwritten += [scored(observation) for observation in taken]
-            self._drop_oldest()
-            write_events(self._storage, self._endpoint, self._unwritten)
-            written, self._unwritten = len(self._unwritten), []
-            return written
+        self._stage(close=True)
+        return self._shipper.ship()
 
     def close(self) -> None:
-        """Write the rest and end the thread."""
+        """Write the rest, or leave it spooled, and end the threads."""
         with self._wake:
             self._stopped = True
             self._wake.notify()
         if self._thread.is_alive():
             self._thread.join()
-        self._try_flush()
+        self._stage(close=True)
+        self._shipper.close()
+        self._spool.close()
+
+    def _take(self, item: Observation | Feedback) -> None:
+        with self._wake:
+            self._buffer.append(item)
+            if len(self._buffer) > MAX_BUFFERED:
+                self._buffer.popleft()
+                self._lost(1)
+            if len(self._buffer) >= self._batch_events:
+                self._wake.notify()
 
     def _run(self) -> None:
+        wait_s = min(self._interval_s, SPOOL_INTERVAL_S)
+        waited = 0.0
         while not self._stopped:
             with self._wake:
-                self._wake.wait_for(lambda: self._stopped or len(self._buffer) >= self._batch_events, self._interval_s)
-            self._try_flush()
+                full = self._wake.wait_for(lambda: self._stopped or len(self._buffer) >= self._batch_events, wait_s)
+            waited = waited + wait_s
+            if close := full or waited >= self._interval_s:
+                waited = 0.0
+            self._stage(close=close)
 
-    def _try_flush(self) -> None:
+    def _stage(self, *, close: bool) -> None:
+        """Score and spool what was added; with ``close``, or at a full batch, let it be shipped."""
+        with self._staging:
+            with self._wake:
+                taken = list(self._buffer)
+                self._buffer.clear()
+            events = [self._noted(item) for item in taken if isinstance(item, Observation)]
+            opinions = [self._redacted(item) for item in taken if isinstance(item, Feedback)]
+            for start in range(0, len(events), self._batch_events):
+                batch = events[start : start + self._batch_events]
+                self._spool.append(EVENTS, [event.model_dump_json().encode() for event in batch])
+                self._in_segment += len(batch)
+                if self._in_segment >= self._batch_events:
+                    self._roll()
+            self._spool.append(FEEDBACK, [item.model_dump_json().encode() for item in opinions])
+            self._in_segment += len(opinions)
+            if close and self._in_segment:
+                self._roll()
+
+    def _roll(self) -> None:
+        self._spool.roll()
+        self._in_segment = 0
+        self._shipper.wake()
+
+    def _noted(self, observation: Observation) -> EndpointEvent:
+        self._guardrails = observation.guardrails
         try:
-            self.flush()
-        except (SerinError, OSError) as error:
-            logger.error("Endpoint events could not be written and are kept: %s", error)
-        except Exception:  # events must never take the endpoint down
-            logger.exception("Endpoint events could not be written and are kept.")
+            event = scored(observation, self._prices)
+        except Exception:  # a text that a scorer cannot take must not take the others along
+            logger.exception("An endpoint event is stored without its texts and scores.")
+            event = observation.event.model_copy(update={"question": "", "answer": ""})
+        for observer in self._observers:
+            try:
+                observer(observation, event)
+            except Exception:  # nor what only watches
+                logger.exception("An observer of endpoint events failed.")
+        return event
 
-    def _drop_oldest(self) -> None:
-        if (surplus := len(self._unwritten) - MAX_BUFFERED) > 0:
-            del self._unwritten[:surplus]
-            self._lost(surplus)
-            logger.error("%d endpoint events were lost: the store could not be written for too long.", surplus)
+    def _redacted(self, feedback: Feedback) -> Feedback:
+        """By the policy of the requests seen last: feedback itself names no release."""
+        time = feedback.time or datetime.now(UTC).isoformat(timespec="milliseconds")
+        return feedback.model_copy(update={"comment": self._guardrails.kept(feedback.comment), "time": time})
+
+    def _send(self, segment: Segment, records: list[bytes]) -> None:
+        write = {EVENTS: self._write_events, FEEDBACK: self._write_feedback}.get(segment.kind)
+        if write is None:
+            raise RefusedError(f"{segment.kind!r} is not a kind of record that this version knows.")
+        write(segment.name, records)
+
+    def _write_events(self, name: str, records: list[bytes]) -> None:
+        write_events(self._storage, self._endpoint, _loaded(EndpointEvent, records), name=name)
+
+    def _write_feedback(self, name: str, records: list[bytes]) -> None:
+        write_feedback(self._storage, self._endpoint, _loaded(Feedback, records), name=name)
 
 
-def scored(observation: Observation) -> EndpointEvent:
-    """The event with its scores, and with its texts as the policy lets them be stored."""
+def scored(observation: Observation, prices: Prices | None = None) -> EndpointEvent:
+    """The event with its scores and its price, and with its texts as the policy lets them be stored."""
     event, guardrails = observation.event, observation.guardrails
-    passages = observation.passages
+    passages, support = observation.passages, event.support_score
+    if support is None and event.answer and passages:
+        support = support_score(event.answer, passages)
     return event.model_copy(
         update={
-            "support_score": support_score(event.answer, passages) if event.answer and passages else None,
+            "support_score": support,
             "refused": is_refusal(event.answer),
             "question": guardrails.kept(event.question),
             "answer": guardrails.kept(event.answer),
+            "cost": prices.cost(event) if prices else event.cost,
         }
     )
+
+
+def _loaded(model: type[T], records: list[bytes]) -> list[T]:
+    """Records of a spool, which an earlier version may have written."""
+    try:
+        return [model.model_validate_json(record) for record in records]
+    except ValueError as error:
+        raise RefusedError(f"they are not what this version writes ({error})") from error

@@ -33,8 +33,9 @@ EXPECTED = {
     "evaluate run", "evaluate compare", "evaluate review", "evaluate verdicts",
     "release create", "release list",
     "release show", "release verify", "release diff", "release sign", "release key", "release rollback",
-    "guard check", "guard grounding", "guard init",
-    "deploy", "serve", "monitor", "lineage", "runs", "doctor", "lint", "submit",
+    "guard check", "guard grounding", "guard init", "canary judge", "canary simulate",
+    "deploy", "serve key", "serve keys", "serve revoke", "serve bench",
+    "monitor", "lineage", "runs", "doctor", "lint", "submit",
     "promote", "rollback", "schedule create", "schedule update", "schedule list", "schedule remove", "schedule apply",
 }  # fmt: skip
 

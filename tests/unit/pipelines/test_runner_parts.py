@@ -106,3 +106,13 @@ def test_a_config_that_is_not_yaml_is_one_sentence(tmp_path: Path) -> None:
         load_config(path, [])
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(tmp_path / "absent.yaml", [])
+
+
+def test_a_policy_file_is_read_into_the_release_and_a_missing_one_named(tmp_path: Path) -> None:
+    (tmp_path / "policy.yaml").write_text('version: "7"\nmax_input_chars: 99\n', encoding="utf-8")
+    (tmp_path / "run.yaml").write_text("release: {guardrails: policy.yaml}\n", encoding="utf-8")
+    policy = load_config(tmp_path / "run.yaml", []).release.policy()
+    assert (policy.version, policy.max_input_chars) == ("7", 99)
+    assert load_config(None, [f"release.guardrails={tmp_path / 'policy.yaml'}"]).release.policy() == policy
+    with pytest.raises(InputError, match="cannot be read"):
+        load_config(None, ["release.guardrails=none.yaml"])

@@ -1,17 +1,21 @@
 import hashlib
+from pathlib import Path
 
 import pytest
 from starlette.requests import Request
 
 from serin.core.errors import ConfigError
-from serin.serve.access import Access, require_safe_host
-from serin.serve.protocol import RequestError
+from serin.serve.access import Access, AccessConfig, require_safe_host
+from serin.serve.budgets import KeyLimits
+from serin.serve.errors import RequestError
+from serin.serve.keys import KeyRing, create_key
 
 KEYS = frozenset(hashlib.sha256(key).hexdigest() for key in (b"one", b"two"))
 
 
-def request(authorization: str = "") -> Request:
+def request(authorization: str = "", labels: str | None = None) -> Request:
     headers = [(b"authorization", authorization.encode())] if authorization else []
+    headers += [] if labels is None else [(b"x-serin-access", labels.encode())]
     return Request({"type": "http", "headers": headers})
 
 
@@ -57,3 +61,38 @@ def test_keys_that_are_no_digests_are_refused(monkeypatch: pytest.MonkeyPatch):
         Access.from_environment()
     monkeypatch.setenv("SERIN_API_KEYS", ", ".join(KEYS))
     assert Access.from_environment().key_digests == KEYS
+
+
+def test_a_key_of_the_file_says_who_asks_and_with_which_labels(tmp_path: Path):
+    file = tmp_path / "keys.json"
+    key, entry = create_key(file, labels=("staff", "finance"), limits=KeyLimits(tokens_per_day=5))
+    access = Access(admin_token="t", key_digests=KEYS, keys=KeyRing(file), default_labels=frozenset({"partners"}))
+    assert access.require_user(request(f"Bearer {key}")) == entry.id
+    assert access.limits_of(entry.id).tokens_per_day == 5
+    assert access.labels_of(request(f"Bearer {key}")) == {"staff", "finance"}
+    assert access.require_user(request("Bearer one")) == hashlib.sha256(b"one").hexdigest()[:12]
+    assert access.labels_of(request("Bearer one")) == {"partners"}
+    assert access.require_user(request("Bearer t")) == "admin"
+    with pytest.raises(RequestError):
+        access.require_user(request("Bearer three"))
+
+
+def test_the_header_narrows_labels_and_never_widens_them(tmp_path: Path):
+    file = tmp_path / "keys.json"
+    key, _ = create_key(file, labels=("staff", "finance"))
+    access = Access(keys=KeyRing(file))
+    assert access.labels_of(request(f"Bearer {key}", "finance, board")) == {"finance"}
+    assert access.labels_of(request(f"Bearer {key}", "")) == frozenset()
+    assert Access().labels_of(request(labels="board")) == frozenset()
+
+
+def test_a_keys_file_lets_a_host_be_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = tmp_path / "keys.json"
+    create_key(file)
+    monkeypatch.setenv("SERIN_API_KEYS_FILE", str(file))
+    access = Access.from_environment()
+    require_safe_host("0.0.0.0", access)
+    with pytest.raises(RequestError):
+        access.require_user(request())
+    with pytest.raises(ConfigError, match="absent"):
+        Access.from_environment(AccessConfig(keys_file=str(tmp_path / "absent.json")))

@@ -104,13 +104,45 @@ def test_a_seed_repeats_a_sampled_answer(gateway: GatewayProcess):
     assert first == again != other
 
 
+def test_choices_with_logprobs_come_from_the_engine(gateway: GatewayProcess):
+    fields = {"n": 2, "temperature": 1.0, "seed": 7, "logprobs": True, "top_logprobs": 2}
+    whole = ask(gateway.url, **fields)
+    assert [choice["index"] for choice in whole.body["choices"]] == [0, 1]
+    for choice in whole.body["choices"]:
+        octets = [octet for entry in choice["logprobs"]["content"] for octet in entry["bytes"]]
+        assert bytes(octets).decode(errors="replace").startswith(choice["message"]["content"])
+        assert all(len(entry["top_logprobs"]) == 2 for entry in choice["logprobs"]["content"])
+    streamed = ask(gateway.url, stream=True, **fields)
+    texts = ["", ""]
+    for choice in (choice for event in streamed.events for choice in event["choices"]):
+        texts[choice["index"]] += choice["delta"].get("content") or ""
+    assert texts == [choice["message"]["content"] for choice in whole.body["choices"]]
+
+
+def test_an_answer_keeps_to_the_schema_that_was_asked_for(gateway: GatewayProcess):
+    schema = {
+        "type": "object",
+        "properties": {"ok": {"type": "boolean"}},
+        "required": ["ok"],
+        "additionalProperties": False,
+    }
+    asked = {"type": "json_schema", "json_schema": {"name": "verdict", "schema": schema}}
+    for stream in (False, True):
+        answer = ask(gateway.url, response_format=asked, stream=stream)
+        assert json.loads(answer.text)["ok"] in (True, False)
+    never = {"type": "json_schema", "json_schema": {"name": "never", "schema": {"allOf": [{"type": "null"}, False]}}}
+    refused = ask(gateway.url, response_format=never)
+    assert (refused.status, refused.body["error"]["param"]) == (400, "response_format")
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
         ({"reasoning": "high"}, "reasoning"),
-        ({"n": 2}, "n"),
+        ({"n": 9}, "n"),
         ({"tools": [{"type": "function"}]}, "tools"),
-        ({"top_p": 0.5}, "top_p"),
+        ({"top_p": 0}, "top_p"),
+        ({"temprature": 0.5}, "temprature"),
         ({"temperature": 9}, "temperature"),
         ({"temperature": True}, "temperature"),
         ({"max_tokens": 0}, "max_tokens"),

@@ -1,0 +1,1 @@
+"""Small learned classifiers that the endpoint's rails ask; each in its own module, numpy only."""
