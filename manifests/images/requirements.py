@@ -9,7 +9,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-NOT_IN_SERVE = {"evidently", "py3langid", "ray", "rensa", "selectolax"}
+NOT_IN_SERVE = {"evidently", "ray", "rensa", "selectolax"}
 """What only data prep, fine-tuning and monitoring import; the endpoint and its rollout do without."""
 ON_A_RAY_CLUSTER = {"ray": "ray[default,serve,train]"}
 """``default`` is the job server, through which RayJobs are submitted."""

@@ -121,4 +121,4 @@ def test_lists_of_requirements_come_from_the_project_file(tmp_path: Path) -> Non
     assert set(lists["serve"]) < set(lists["cpu"])
     assert any(line.startswith("kfp==") for line in lists["serve"]), "the rollout is a Kubeflow task in this image"
     assert not any(line.startswith("ray") for line in lists["serve"])
-    assert any(line.startswith("ray[default,train]>=") for line in lists["ray"])
+    assert any(line.startswith("ray[default,serve,train]>=") for line in lists["ray"])
