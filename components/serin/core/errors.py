@@ -9,6 +9,7 @@
     │   └── AlreadyExistsError               a conditional write that lost
     ├── IntegrityError         exit code 5   a digest, a hash chain or a manifest that does not hold
     ├── ServingError           exit code 6   the endpoint or an engine behind it does not start or answer
+    │   └── FencedError                      a controller with a later lease drives this endpoint
     ├── UnavailableError       exit code 7   a library, a server or a resource that this machine lacks
     └── InterruptedRunError    exit code 8   the work was stopped from outside, or by its time limit
 
@@ -54,6 +55,10 @@ class ServingError(SerinError):
     """The endpoint, or an engine behind it, does not start or does not answer."""
 
     exit_code = 6
+
+
+class FencedError(ServingError):
+    """A controller with a later lease drives this endpoint: the caller has to stop."""
 
 
 class UnavailableError(SerinError):

@@ -8,15 +8,14 @@ so that a controller which starts anew can tell an edit by someone else from its
 from dataclasses import dataclass
 from typing import Protocol
 
-from serin.core.errors import ServingError
+from serin.core.errors import FencedError, ServingError
+
+
+__all__ = ["DriftError", "FencedError", "Live", "Split", "TrafficProvider"]
 
 
 class DriftError(ServingError):
     """The endpoint no longer serves what it was told to: somebody edited it.  Stop, and say so."""
-
-
-class FencedError(ServingError):
-    """A controller with a later lease drives this endpoint: the caller has to stop."""
 
 
 @dataclass(frozen=True)
