@@ -10,7 +10,6 @@ from typing import Protocol
 
 from serin.core.errors import FencedError, ServingError
 
-
 __all__ = ["DriftError", "FencedError", "Live", "Split", "TrafficProvider"]
 
 
