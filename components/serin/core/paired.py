@@ -1,8 +1,10 @@
 """Tests on paired differences: one number for each independent item, positive where the first system is better."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from math import ceil, inf, sqrt
 from statistics import NormalDist
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,10 +12,19 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 BATCH = 1_000
 """Sign vectors made at once: bounds memory."""
+MAX_KEPT = 2_000_000
+"""Permutations times differences up to which the signs are kept for the next test of as many differences."""
 
 
-def sign_flip_test(differences: ArrayLike, *, null: float = 0.0, permutations: int = 9_999, seed: int = 0) -> float:
-    """One-sided p-value that the mean difference is at most ``null``.
+def sign_flip_test(
+    differences: ArrayLike,
+    *,
+    null: float = 0.0,
+    alternative: Literal["greater", "two-sided"] = "greater",
+    permutations: int = 9_999,
+    seed: int = 0,
+) -> float:
+    """p-value that the mean difference is at most ``null`` (one-sided), or is ``null`` (two-sided).
 
     The signs of (difference - null) are flipped at random: exact where differences are symmetric around ``null``, and
     right in the limit otherwise, because the sum of squares does not change and so ranks the means as it ranks
@@ -24,14 +35,29 @@ def sign_flip_test(differences: ArrayLike, *, null: float = 0.0, permutations: i
         ValueError: no differences, or one that is not finite.
     """
     sample = _finite(differences) - null
-    observed, sums = sample.sum(), []
+    observed, size = sample.sum(), len(sample)
+    if size * permutations <= MAX_KEPT:
+        sums = _kept_signs(size, permutations, seed) @ sample
+    else:
+        sums = np.concatenate([signs @ sample for signs in _signs(size, permutations, seed)])
+    if alternative == "two-sided":
+        sums, observed = np.abs(sums), abs(observed)
+    tolerance = 1e-12 * max(1.0, float(np.abs(sample).sum()))
+    extreme = int((sums >= observed - tolerance).sum())
+    return (extreme + 1) / (permutations + 1)
+
+
+@lru_cache(maxsize=6)
+def _kept_signs(size: int, permutations: int, seed: int) -> Floats:
+    return np.concatenate(list(_signs(size, permutations, seed)))
+
+
+def _signs(size: int, permutations: int, seed: int) -> Iterator[Floats]:
+    """Signs of each permutation, by batches of (permutations, size)."""
     generator = np.random.default_rng(seed)
     for start in range(0, permutations, BATCH):
-        signs = generator.integers(0, 2, (min(BATCH, permutations - start), len(sample)), dtype=np.int8)
-        sums.append((2.0 * signs - 1.0) @ sample)
-    tolerance = 1e-12 * max(1.0, float(np.abs(sample).sum()))
-    extreme = int((np.concatenate(sums) >= observed - tolerance).sum())
-    return (extreme + 1) / (permutations + 1)
+        flips = generator.integers(0, 2, (min(BATCH, permutations - start), size), dtype=np.int8)
+        yield 2.0 * flips.astype(np.float64) - 1.0
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

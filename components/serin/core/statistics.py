@@ -4,7 +4,9 @@ All of them treat the given values as independent; values of one session or one 
 value for each.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from math import sqrt
 from statistics import NormalDist
 from typing import Any, Literal
@@ -15,6 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 BATCH = 1_000
 """Resamples made at once: bounds memory."""
+MAX_KEPT = 2_000_000
+"""Resamples times values up to which a bootstrap's draws are kept for the next sample of the same size."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +59,35 @@ def bootstrap_mean(values: ArrayLike, *, confidence: float = 0.95, resamples: in
     mean = float(sample.mean())
     if np.ptp(sample) == 0:
         return Interval(mean, mean, mean, len(sample))
-    generator = np.random.default_rng(seed)
-    means = np.concatenate(
-        [
-            sample[generator.integers(0, len(sample), (min(BATCH, resamples - start), len(sample)))].mean(axis=1)
-            for start in range(0, resamples, BATCH)
-        ]
-    )
+    means = bootstrap_means(sample, resamples=resamples, seed=seed)
     low, high = np.quantile(means, _bca_levels(sample, means, confidence))
     return Interval(mean, float(low), float(high), len(sample))
+
+
+def bootstrap_means(sample: Floats, *, resamples: int, seed: int) -> Floats:
+    """Means of resamples with replacement, (resamples,); the same draws for every sample of the same size."""
+    size = len(sample)
+    if size * resamples <= MAX_KEPT:
+        counts: Floats = _counts(size, resamples, seed)
+        return counts @ sample / size
+    return np.concatenate([sample[drawn].mean(axis=1) for drawn in _resampled(size, resamples, seed)])
+
+
+@lru_cache(maxsize=6)
+def _counts(size: int, resamples: int, seed: int) -> Floats:
+    """How often each value is in each resample, (resamples, size)."""
+    rows = [
+        np.bincount((drawn + size * np.arange(len(drawn))[:, None]).ravel(), minlength=drawn.size).reshape(drawn.shape)
+        for drawn in _resampled(size, resamples, seed)
+    ]
+    return np.concatenate(rows).astype(np.float64)
+
+
+def _resampled(size: int, resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """Places of the values in each resample, by batches of (resamples, size)."""
+    generator = np.random.default_rng(seed)
+    for start in range(0, resamples, BATCH):
+        yield generator.integers(0, size, (min(BATCH, resamples - start), size))
 
 
 def wilson_interval(successes: int, trials: int, *, confidence: float = 0.95) -> Interval:

@@ -17,7 +17,7 @@ from serin.core.decision import Decision
 from serin.core.paired import detectable_difference, holm, items_needed, sign_flip_test
 from serin.core.statistics import Interval
 from serin.evaluate.config import GatePolicy, Rule
-from serin.evaluate.results import BY_NAME, Comparison, Results
+from serin.evaluate.results import Comparison, Results, definition
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 TRUST = {"superiority": "better than", "non_inferiority": "no worse than"}
@@ -305,4 +305,5 @@ def _plain(interval: Interval | None) -> dict[str, Any] | None:
 
 
 def _name(metric: str) -> str:
-    return BY_NAME[metric].label if metric in BY_NAME else repr(metric)
+    found = definition(metric)
+    return repr(metric) if found.unit == "value" else found.label

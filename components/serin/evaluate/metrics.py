@@ -5,13 +5,14 @@ from math import isfinite
 
 import numpy as np
 
-from serin.core.paired import effect_size
+from serin.core.paired import detectable_difference, effect_size, sign_flip_test
 from serin.core.reference import Reference
 from serin.core.statistics import Interval, bootstrap_mean
 from serin.core.text import exact_match, is_refusal, numbers, support_score, token_f1
 from serin.evaluate.config import EvaluateConfig
-from serin.evaluate.results import BY_NAME, Answer, Comparison, GoldenResult
+from serin.evaluate.results import Answer, Comparison, GoldenResult, definition
 from serin.evaluate.retrieval import ndcg, recall, reciprocal_rank
+from serin.evaluate.similarity import chrf, rouge_l, rouge_n
 
 ItemValues = dict[str, dict[str, float]]
 """Metric to item id to value; an item to which a metric does not apply is absent."""
@@ -63,7 +64,7 @@ def compare(
         higher_is_better: None: as the metric's definition says.
     """
     if higher_is_better is None:
-        higher_is_better = BY_NAME[metric].higher_is_better
+        higher_is_better = definition(metric).higher_is_better
     sign = 1.0 if higher_is_better else -1.0
     gains = {item: sign * (candidate[item] - other[item]) for item in candidate if item in other}
     improvement = summarise(gains, groups, config)
@@ -73,9 +74,13 @@ def compare(
     by_group = _group_means(gains, groups)
     independent = tuple(by_group[group] for group in sorted(by_group))
     effect = effect_size(independent)
+    level, deviation = config.gate, float(np.std(independent, ddof=1))
+    detectable = detectable_difference(deviation, len(independent), alpha=level.alpha, power=level.power)
     return Comparison(
         gains=independent,
         effect_size=effect if isfinite(effect) else None,
+        p_value=sign_flip_test(independent, alternative="two-sided"),
+        detectable_difference=detectable,
         improvement=improvement,
         won=int((signs > 0).sum()),
         lost=int((signs < 0).sum()),
@@ -126,8 +131,7 @@ def reference_of(release_id: str, answers: Sequence[Answer]) -> Reference:
 
 def _of_answer(answer: Answer) -> dict[str, float]:
     values = {
-        "token_f1": token_f1(answer.answer, answer.reference),
-        "exact_match": float(exact_match(answer.answer, answer.reference)),
+        **likeness(answer.answer, [answer.reference]),
         "empty_share": float(not answer.answer),
         "truncated_share": float(answer.finish_reason == "length"),
         "refusal_accuracy": float(is_refusal(answer.answer) == is_refusal(answer.reference)),
@@ -140,6 +144,19 @@ def _of_answer(answer: Answer) -> dict[str, float]:
         values["answer_loss"] = answer.answer_loss
         values["bits_per_byte"] = answer.answer_bits / max(1, len(answer.reference.encode()))
     return values
+
+
+def likeness(answer: str, references: Sequence[str]) -> dict[str, float]:
+    """How alike an answer is to the reference that it is most like, by each measure."""
+    measures = {
+        "token_f1": token_f1,
+        "exact_match": lambda one, other: float(exact_match(one, other)),
+        "rouge_1": lambda one, other: rouge_n(one, other, 1),
+        "rouge_2": lambda one, other: rouge_n(one, other, 2),
+        "rouge_l": rouge_l,
+        "chrf": chrf,
+    }
+    return {name: max(measure(answer, reference) for reference in references) for name, measure in measures.items()}
 
 
 def _of_golden(result: GoldenResult) -> dict[str, float]:

@@ -9,7 +9,7 @@ from serin.core.statistics import Interval
 from serin.core.text import token_f1
 from serin.evaluate.charts import Mark, axis_of, interval_chart
 from serin.evaluate.config import EvaluateConfig
-from serin.evaluate.results import BY_NAME, METRICS, Answer, Metric, Results
+from serin.evaluate.results import METRICS, Answer, Metric, Results, definition
 
 MAX_EXAMPLE_CHARS = 400
 MIN_SLICE, MAX_SLICES = 10, 30
@@ -141,13 +141,13 @@ def _improvements(results: Results, config: EvaluateConfig) -> str:
             interval = comparison.improvement
             clear = "#1a7f37" if interval.low > 0 else "#b42318" if interval.high < 0 else "#5b6470"
             chart = interval_chart(
-                f"{BY_NAME[name].label}: improvement over the {role}",
+                f"{definition(name).label}: improvement over the {role}",
                 [Mark("", interval, clear, f"{interval.estimate:+.3f}")],
                 axis_of([interval], around_zero=True),
                 zero_line=True,
             )
             numbers = [str(comparison.won), str(comparison.lost), str(comparison.tied)]
-            rows.append([_metric_name(BY_NAME[name]), chart, *numbers])
+            rows.append([_metric_name(definition(name)), chart, *numbers])
         parts.append(f"<h3>Against the {role}</h3>")
         parts.append(_table(["Metric", "Improvement", "Items won", "Lost", "Tied"], rows, "", numbers_from=2))
     return "".join(parts)

@@ -1,15 +1,18 @@
 import math
+import statistics
 
 import pytest
+from scipy import stats
 
 from serin.core.generation import Generator
+from serin.core.paired import sign_flip_test
 from serin.core.query import Query
 from serin.core.records import Conversation, Message
 from serin.core.serving import search_query
 from serin.evaluate.answers import reference_losses
 from serin.evaluate.config import EvaluateConfig
 from serin.evaluate.metrics import compare, item_values, reference_of, summarise
-from serin.evaluate.results import BY_NAME, Answer, GoldenResult
+from serin.evaluate.results import BY_NAME, Answer, GoldenResult, definition
 from serin.evaluate.retrieval import ndcg, recall, reciprocal_rank
 from serin.evaluate.sampling import choose
 
@@ -37,7 +40,7 @@ def test_every_metric_of_an_answer_has_a_name_in_the_report():
     full = an_answer(passages=("It costs 12 euros.",), answer_bits=10.0, answer_loss=0.5)
     retrieved = an_answer(source="retrieved", passages=("x",))
     values = item_values([full, retrieved], [a_result(["d"], ["d"])])
-    assert set(values) == set(BY_NAME) - {"human_preference"}  # which is of reviews
+    assert set(values) == set(BY_NAME) - {"human_preference", "judge_preference"}  # which are of whole releases
     assert values["bits_per_byte"]["a"] == pytest.approx(10 / 18)
 
 
@@ -76,6 +79,32 @@ def test_conversations_of_one_group_count_as_one():
     interval = summarise(values, groups, CONFIG)
     assert interval.count == 3
     assert interval.estimate == pytest.approx(1 / 3)
+
+
+def test_a_comparison_says_what_so_many_items_could_show_and_how_likely_chance_is():
+    candidate, other = {str(n): n % 3 / 2 for n in range(40)}, {str(n): n % 2 / 2 for n in range(40)}
+    found = compare("token_f1", candidate, other, {}, CONFIG)
+    deviation = statistics.stdev(found.gains)
+    assert found.detectable_difference == pytest.approx((1.96 + 0.8416) * deviation / math.sqrt(40), rel=1e-3)
+    assert found.p_value == pytest.approx(stats.ttest_1samp(found.gains, 0).pvalue, abs=0.005)
+    assert found.p_value == sign_flip_test([-gain for gain in found.gains], alternative="two-sided")
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "higher"),
+    [
+        ("token_f1", "Token F1", True),
+        ("faq.token_f1", "Token F1 (faq)", True),
+        ("docs.recall_at_7", "Recall in the first 7 (docs)", True),
+        ("speed.ttft_p95_s", "Time to the first token, p95 (speed)", False),
+        ("faq.token_f1.gap.language", "Token F1 (faq): gap by language", False),
+        ("lm.arc_easy.acc_norm", "arc_easy.acc_norm (lm)", True),
+        ("lm.wikitext.word_perplexity", "wikitext.word_perplexity (lm)", False),
+    ],
+)
+def test_every_name_of_a_metric_has_a_definition(name, label, higher):
+    found = definition(name)
+    assert (found.name, found.label, found.higher_is_better) == (name, label, higher)
 
 
 def test_one_group_has_no_interval():
