@@ -187,6 +187,7 @@ class ArtifactStore:
         key = self.key_of(kind, inputs=inputs, config=config, code=code)
         with self._workspace(kind, key) as work:
             if found := self.find(kind, key):
+                shutil.rmtree(work, ignore_errors=True)  # also what a writer left that was killed after publishing
                 return found, True
             output, scratch = work / "output", work / "scratch"
             if output.exists():
@@ -241,7 +242,7 @@ class ArtifactStore:
                         (output / name).parent.mkdir(parents=True, exist_ok=True)
                         shutil.copyfile(artifact.path / name, output / name)
                 found = self._publish(kind, key, output, artifact.manifest)
-                shutil.rmtree(work, ignore_errors=True)
+            shutil.rmtree(work, ignore_errors=True)
         if found.digest != artifact.digest:
             raise IntegrityError(
                 f"{found.uri} holds the digest {found.digest[:12]} and {artifact.uri} has {artifact.digest[:12]}: two "
@@ -292,10 +293,11 @@ class ArtifactStore:
 
     @contextmanager
     def _workspace(self, kind: str, key: str) -> Iterator[Path]:
+        """The folder of a key, made and removed only by the holder of its lock: one that waits leaves nothing."""
         root = self._cache if is_remote(self.uri) else local_path(self.uri)
         work = root / ".work" / f"{kind}-{key}"
         with disk_errors(work):
-            work.mkdir(parents=True, exist_ok=True)
+            work.parent.mkdir(parents=True, exist_ok=True)
             lock = (work.parent / f"{work.name}.lock").open("w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)  # freed by the kernel when its holder is killed

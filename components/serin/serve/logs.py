@@ -100,4 +100,5 @@ def log_request(observation: Observation, event: EndpointEvent) -> None:
 
 
 def _fields_of(record: logging.LogRecord) -> dict[str, Any]:
-    return {name: value for name, value in vars(record).items() if name not in _OURS}
+    """What the caller gave; a leading underscore marks what a library adds to every record (Ray: _ray_timestamp_ns)."""
+    return {name: value for name, value in vars(record).items() if name not in _OURS and not name.startswith("_")}

@@ -1,3 +1,4 @@
+import fcntl
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import pytest
 
 from serin.core.artifacts import MANIFEST, ArtifactStore, Built
 from serin.core.errors import IntegrityError, StorageError
+from serin.core.storage import is_remote, local_path
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -28,6 +30,11 @@ def produce(store: ArtifactStore, *, build=write_numbers, code: str = "c1"):
     return store.produce("thing", build, inputs={"source": "d1"}, config={"n": 3}, code=code)
 
 
+def working_folders(store: ArtifactStore) -> list[Path]:
+    root = store._cache if is_remote(store.uri) else local_path(store.uri)
+    return [path for path in (root / ".work").iterdir() if path.is_dir()]
+
+
 def test_the_same_inputs_find_the_finished_artifact(store: ArtifactStore) -> None:
     first, reused_first = produce(store)
     second, reused_second = produce(store)
@@ -35,6 +42,19 @@ def test_the_same_inputs_find_the_finished_artifact(store: ArtifactStore) -> Non
     assert second.uri == first.uri
     assert second.metadata == {"count": 3}
     assert (second.path / "sub" / "numbers.txt").read_text() == "1 2 3"
+    assert not working_folders(store), "finding one leaves a working folder"
+
+
+def test_one_that_is_stopped_while_another_writes_leaves_nothing(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fcntl, "flock", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        produce(store)
+    assert not working_folders(store)
 
 
 def test_changed_code_makes_another_artifact_with_the_same_digest(store: ArtifactStore) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from test_tracing import observed
 
-from serin.serve.logs import configure_logging, log_request
+from serin.serve.logs import LogFormat, configure_logging, log_request
 
 
 @pytest.fixture
@@ -58,13 +58,35 @@ def test_a_trace_named_in_a_message_becomes_a_field(lines: io.StringIO):
 
 
 def test_text_lines_carry_the_same_fields():
+    text = logged("text")
+    assert "serin.requests: request trace_id=" in text
+    assert "status=200" in text
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_what_a_library_adds_to_every_record_stays_out(log_format: LogFormat):
+    def factory(*arguments: object, **named: object) -> logging.LogRecord:
+        record = plain(*arguments, **named)
+        vars(record)["_library_timestamp_ns"] = 1795501829446619019
+        return record
+
+    plain = logging.getLogRecordFactory()
+    logging.setLogRecordFactory(factory)
+    try:
+        text = logged(log_format)
+    finally:
+        logging.setLogRecordFactory(plain)
+    assert "trace_id" in text
+    assert "_library" not in text
+
+
+def logged(log_format: LogFormat) -> str:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     stream = io.StringIO()
-    configure_logging("text", stream=stream)
+    configure_logging(log_format, stream=stream)
     try:
         log_request(*observed())
     finally:
         root.handlers[:], root.level = handlers, level
-    assert "serin.requests: request trace_id=" in stream.getvalue()
-    assert "status=200" in stream.getvalue()
+    return stream.getvalue()
