@@ -2,7 +2,8 @@
 
 Batches are ``endpoints/<endpoint>/events/<UTC date>/<time>-<random>.parquet``, each written whole in one step; a batch
 that is written again under its name replaces itself.  What users say about answers comes later than the answers, so
-it has batches of its own (``feedback`` instead of ``events``) and is joined when events are read.
+it has batches of its own (``feedback`` instead of ``events``) and is joined when events are read.  What a candidate
+answers in a champion's shadow, unseen by users, is kept apart from their traffic (``shadow`` instead of ``events``).
 """
 
 import io
@@ -18,6 +19,8 @@ from serin.core.errors import InputError
 from serin.core.storage import Storage
 
 CLIENT_GONE = 499
+SHADOW = "shadow"
+"""Track of what no user sees."""
 
 
 class EndpointEvent(BaseModel):
@@ -71,6 +74,8 @@ class EndpointEvent(BaseModel):
     """What generated the answer, such as 'embedded' or 'openai'."""
     feedback_comment: str = ""
     """Redacted like the texts."""
+    shadow_of: str = ""
+    """In a shadow's event: ``answer_id`` of the champion's event that answers the same messages."""
 
 
 class Feedback(BaseModel):
@@ -97,15 +102,24 @@ def batch_name(now: datetime | None = None) -> str:
 
 
 def write_events(storage: Storage, endpoint: str, events: Iterable[EndpointEvent], *, name: str = "") -> str | None:
-    """Write a batch in one step; returns its key, or None for an empty batch.
+    """Write a batch of users' requests in one step; returns its key, or None for an empty batch.
 
     Args:
         storage: the store.
         endpoint: endpoint name.
-        events: the batch.
+        events: the batch; none of a shadow.
         name: what ``batch_name`` gave; a batch that may have been written before replaces itself. Empty: a new one.
     """
-    return _write(storage, endpoint, "events", [event.model_dump(mode="json") for event in events], name)
+    rows = [event.model_dump(mode="json") for event in events]
+    assert all(row["track"] != SHADOW for row in rows), "a shadow's events are no traffic: write_shadows"
+    return _write(storage, endpoint, "events", rows, name)
+
+
+def write_shadows(storage: Storage, endpoint: str, events: Iterable[EndpointEvent], *, name: str = "") -> str | None:
+    """Write a batch of shadow events, apart from users' traffic; arguments as for ``write_events``."""
+    rows = [event.model_dump(mode="json") for event in events]
+    assert all(row["track"] == SHADOW for row in rows), "users' traffic is no shadow's: write_events"
+    return _write(storage, endpoint, SHADOW, rows, name)
 
 
 def write_feedback(storage: Storage, endpoint: str, items: Iterable[Feedback], *, name: str = "") -> str | None:
@@ -137,7 +151,9 @@ def read_events(
     trace_id: str | None = None,
     since: str | None = None,
 ) -> list[EndpointEvent]:
-    """Events of an endpoint in time order, filtered, each with the latest rating that its answer got.
+    """Users' requests of an endpoint in time order, filtered, each with the latest rating that its answer got.
+
+    What was answered in the shadow is not among them: ``read_shadows``.
 
     Args:
         storage: the store.
@@ -149,16 +165,31 @@ def read_events(
     Raises:
         InputError: a batch is not readable Parquet.
     """
-    events = []
-    for key in _batches(storage, f"endpoints/{endpoint}/events/", since):
-        for row in _rows(storage, key):
-            if release_id and row["release_id"] != release_id:
-                continue
-            if (trace_id and row["trace_id"] != trace_id) or (since and row["time"] < since):
-                continue
-            events.append(EndpointEvent.model_validate(row))
+    events = _read(storage, endpoint, "events", release_id, trace_id, since)
     events = with_feedback(events, read_feedback(storage, endpoint, since=since) if events else [])
     return sorted(events, key=lambda event: event.time)
+
+
+def read_shadows(
+    storage: Storage, endpoint: str, *, release_id: str | None = None, since: str | None = None
+) -> list[EndpointEvent]:
+    """What candidates answered in the champion's shadow, in time order; arguments as for ``read_events``.
+
+    Raises:
+        InputError: a batch is not readable Parquet.
+    """
+    return sorted(_read(storage, endpoint, SHADOW, release_id, None, since), key=lambda event: event.time)
+
+
+def shadow_pairs(
+    events: Iterable[EndpointEvent], shadows: Iterable[EndpointEvent]
+) -> list[tuple[EndpointEvent, EndpointEvent]]:
+    """Each shadow with the champion's event that it stands beside, as (champion, shadow), in the shadows' order.
+
+    A shadow whose champion's event is not among ``events`` (not written yet, or out of their window) is left out.
+    """
+    champions = {event.answer_id: event for event in events if event.answer_id and event.track == "champion"}
+    return [(champions[one.shadow_of], one) for one in shadows if one.shadow_of in champions]
 
 
 def with_feedback(events: Sequence[EndpointEvent], items: Iterable[Feedback]) -> list[EndpointEvent]:
@@ -194,11 +225,25 @@ def _write(storage: Storage, endpoint: str, kind: str, rows: list[dict[str, Any]
     if not rows:
         return None
     buffer = io.BytesIO()
-    schema = event_schema() if kind == "events" else _schema_of(Feedback)
+    schema = _schema_of(Feedback) if kind == "feedback" else event_schema()
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
     key = f"endpoints/{endpoint}/{kind}/{name or batch_name()}.parquet"
     storage.write(key, buffer.getvalue())
     return key
+
+
+def _read(
+    storage: Storage, endpoint: str, kind: str, release_id: str | None, trace_id: str | None, since: str | None
+) -> list[EndpointEvent]:
+    events = []
+    for key in _batches(storage, f"endpoints/{endpoint}/{kind}/", since):
+        for row in _rows(storage, key):
+            if release_id and row["release_id"] != release_id:
+                continue
+            if (trace_id and row["trace_id"] != trace_id) or (since and row["time"] < since):
+                continue
+            events.append(EndpointEvent.model_validate(row))
+    return events
 
 
 def _rows(storage: Storage, key: str) -> list[dict[str, Any]]:

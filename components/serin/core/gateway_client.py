@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from serin.core.artifacts import home
-from serin.core.errors import ServingError
+from serin.core.errors import FencedError, ServingError
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +64,10 @@ class GatewayClient:
         return GatewayClient(url, token)
 
     def state(self) -> dict[str, Any]:
-        """What the gateway serves: champion, candidate, candidate_weight_percent, salt, releases (with engines), and
-        whether it follows the journal.
+        """What the gateway serves: champion, candidate, candidate_weight_percent, mirror_percent, salt; ``fence`` (the
+        highest seen), ``edited`` (a person told it last), ``instance`` (another after every start of the gateway);
+        ``releases`` by id (track, engine, ``ready``, ``restarts``); ``failed_starts`` (releases that could not be
+        loaded), ``mirrored`` (what became of shadow requests), ``follows_journal``.
 
         Raises:
             NotReadyError: the gateway does not answer, or has loaded nothing yet.
@@ -80,6 +82,8 @@ class GatewayClient:
         candidate: str | None = None,
         candidate_weight_percent: float = 0.0,
         salt: str | None = None,
+        mirror_percent: float = 0.0,
+        fence: int | None = None,
     ) -> dict[str, Any]:
         """Load and unload releases and move the weight, in one step; returns the new state.
 
@@ -88,16 +92,22 @@ class GatewayClient:
             candidate: release id, or None for the champion alone.
             candidate_weight_percent: the candidate's share of sessions, 0 to 100.
             salt: deals sessions to the two; None keeps the one in use.
+            mirror_percent: share of the champion's chat requests that the candidate answers too, unseen by users.
+            fence: number of the caller's lease; None: a person asks, which the state shows as ``edited``.
 
         Raises:
+            FencedError: a controller with a later lease has asked for something; nothing has changed.
             ServingError: the gateway does not answer, or refuses; then nothing has changed.
         """
         body: dict[str, Any] = {
             "champion": champion,
             "candidate": candidate,
             "candidate_weight_percent": candidate_weight_percent,
+            **({} if salt is None else {"salt": salt}),
+            **({"mirror_percent": mirror_percent} if mirror_percent else {}),
+            **({} if fence is None else {"fence": fence}),
         }
-        return self._call("PUT", "/admin/rollouts", body if salt is None else {**body, "salt": salt})
+        return self._call("PUT", "/admin/rollouts", body)
 
     def wait_for(self, champion: str, *, timeout_s: float) -> None:
         """Wait until the gateway serves a champion.
@@ -142,8 +152,9 @@ class GatewayClient:
                 return dict(json.load(response))
         except urllib.error.HTTPError as error:
             with error:
-                kind = NotReadyError if error.code == NOT_READY else ServingError
-                raise kind(f"The gateway refuses: {_message(error)}") from error
+                message, code = _refusal(error)
+                kind = FencedError if code == "fenced" else NotReadyError if error.code == NOT_READY else ServingError
+                raise kind(f"The gateway refuses: {message}") from error
         except (urllib.error.URLError, OSError) as error:
             raise NotReadyError(f"The gateway at {self.url} does not answer ({error}): start it again.") from error
 
@@ -254,11 +265,13 @@ class GatewayProcess(GatewayClient):
             time.sleep(POLL_S)
 
 
-def _message(error: urllib.error.HTTPError) -> str:
+def _refusal(error: urllib.error.HTTPError) -> tuple[str, str]:
+    """What it says, and its code."""
     try:
-        return str(json.load(error)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return f"HTTP status {error.code}."
+        said = json.load(error)["error"]
+        return str(said["message"]), str(said.get("code"))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"HTTP status {error.code}.", ""
 
 
 def _last_word(log: Path) -> str:

@@ -4,8 +4,7 @@ import asyncio
 import hashlib
 import re
 import time
-import uuid
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -55,8 +54,8 @@ async def complete(gateway: "Gateway", request: Request) -> Response:
     return await _answer(gateway, request, key_id, [replace(asked.sampling, messages=turn) for turn in turns], "cmpl-")
 
 
-def session_of(headers: Mapping[str, str], chat: ChatRequest) -> str:
-    """The session that a request belongs to: its header, else its user (as a digest), else a new one.
+def session_of(headers: Mapping[str, str], chat: ChatRequest, new: Callable[[], str]) -> str:
+    """The session that a request belongs to: its header, else its user (as a digest), else what ``new`` gives.
 
     Raises:
         RequestError: 400, the header is not 1 to 128 visible ASCII characters.
@@ -67,15 +66,16 @@ def session_of(headers: Mapping[str, str], chat: ChatRequest) -> str:
         return given
     if chat.user:  # often an e-mail address: it must not end up in events
         return f"user-{hashlib.sha256(chat.user.encode()).hexdigest()[:24]}"
-    return uuid.uuid4().hex
+    return new()
 
 
 async def _answer(
     gateway: "Gateway", request: Request, key_id: str, asked: Sequence[ChatRequest], prefix: str
 ) -> Response:
     gateway.require_model(asked[0].model)
-    arrivals = _arrivals(gateway, request, key_id, asked, prefix)
     rollout = gateway.rollout()
+    session_id = session_of(request.headers, asked[0], rollout.new_session)
+    arrivals = _arrivals(gateway, request, key_id, session_id, asked, prefix)
     streamed = asked[0].stream
     with ExitStack() as stack:
         stack.enter_context(rollout.lease())
@@ -93,10 +93,9 @@ async def _answer(
 
 
 def _arrivals(
-    gateway: "Gateway", request: Request, key_id: str, asked: Sequence[ChatRequest], prefix: str
+    gateway: "Gateway", request: Request, key_id: str, session_id: str, asked: Sequence[ChatRequest], prefix: str
 ) -> list[Arrival]:
     trace = current_trace(request)
-    session_id = session_of(request.headers, asked[0])
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     labels = gateway.access.labels_of(request)
     return [

@@ -230,7 +230,17 @@ class RolloutState(BaseModel):
     candidate: str | None
     candidate_weight_percent: Annotated[float, Field(ge=0, le=100)]
     salt: str
-    releases: dict[str, dict[str, Any]] = Field(description="By release id: its track and its engine.")
+    mirror_percent: Annotated[float, Field(ge=0, le=100)] = Field(description="The candidate's share in the shadow.")
+    mirrored: dict[str, int] | None = Field(description="What became of the candidate's shadow requests.")
+    fence: int = Field(description="The highest lease that a controller has shown.")
+    edited: bool = Field(description="Whether a person, and no controller, told this last.")
+    edited_by: str
+    instance: str = Field(description="Another one after every start of the gateway.")
+    failed_starts: dict[str, dict[str, Any]] = Field(description="By release: how often it could not be loaded, why.")
+    follows_journal: bool
+    releases: dict[str, dict[str, Any]] = Field(
+        description="By release id: its track and its engine; ready (alive and answering), restarts."
+    )
 
 
 class Flushed(Shape):

@@ -3,13 +3,14 @@
 import asyncio
 import base64
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serin.core.errors import SerinError
+from serin.core.errors import FencedError, SerinError
 from serin.core.events import Feedback
 from serin.serve.api_edge import current_trace
 from serin.serve.api_outcome import RETRY_AFTER_S, release_headers
@@ -17,7 +18,7 @@ from serin.serve.errors import RequestError, wrong
 from serin.serve.guardrails import Verdict
 from serin.serve.protocol import json_response, read_json
 from serin.serve.requests import EmbeddingBody, FeedbackBody, ModerationBody, parsed
-from serin.serve.rollouts import RolloutRequest
+from serin.serve.rollouts import RolloutRequest, SupersededError
 from serin.serve.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -132,17 +133,32 @@ async def metrics(gateway: "Gateway", request: Request) -> Response:
 async def show_rollout(gateway: "Gateway", request: Request) -> Response:
     """GET /admin/rollouts."""
     gateway.access.require_admin(request)
-    return json_response({**gateway.rollout().state(), "follows_journal": gateway.follows_journal})
+    gateway.rollout()
+    return json_response(await _state(gateway))
 
 
 async def change_rollout(gateway: "Gateway", request: Request) -> Response:
     """PUT /admin/rollouts: load, unload, move weights."""
-    gateway.access.require_admin(request)
+    by = gateway.access.require_admin(request)
     try:
-        rollout = await gateway.rollouts.change(RolloutRequest.load(await read_json(request)))
+        await gateway.rollouts.change(RolloutRequest.load(await read_json(request)), by=by)
+    except FencedError as error:
+        raise RequestError(409, str(error), code="fenced") from error
+    except SupersededError as error:
+        raise RequestError(409, str(error), code="superseded") from error
     except SerinError as error:
         raise RequestError(400, str(error), code=type(error).__name__) from error
-    return json_response({**rollout.state(), "follows_journal": gateway.follows_journal})
+    return json_response(await _state(gateway))
+
+
+async def _state(gateway: "Gateway") -> dict[str, Any]:
+    state = await gateway.rollouts.state() or {}
+    counts = gateway.mirror.counts() if gateway.mirror is not None else None
+    return {
+        **state,
+        "mirrored": asdict(counts) if counts is not None else None,
+        "follows_journal": gateway.follows_journal,
+    }
 
 
 async def flush(gateway: "Gateway", request: Request) -> Response:

@@ -84,7 +84,7 @@ OPERATIONS: tuple[tuple[Handler, Operation], ...] = (
         api_other.change_rollout,
         Operation(
             "PUT", "/admin/rollouts", "Load, unload, move weights", security="admin", body=RolloutRequest,
-            answer=shapes.RolloutState, refusals=BODY,
+            answer=shapes.RolloutState, refusals=(*BODY, 409),
         ),
     ),
     (

@@ -18,6 +18,7 @@ REASONS = {
     401: "The key or token is missing or wrong.",
     403: "Administration is off, or the caller may not.",
     404: "There is no such model.",
+    409: "A controller with a later lease drives this, or another change came first.",
     413: "The body is larger than 1 MiB.",
     415: "The body is not declared as JSON.",
     429: "Too much at once: retry-after says when to try again.",

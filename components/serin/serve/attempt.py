@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from serin.core.events import EndpointEvent
+from serin.core.events import SHADOW, EndpointEvent
 from serin.core.prompts import render
 from serin.core.records import Message
 from serin.core.serving import search_query, today
 from serin.serve.choices import Choice, Part, choices_of
 from serin.serve.engine_client import EngineError, EnginePiece, EngineRequest
 from serin.serve.guard_judge import judge_once
-from serin.serve.guardrails import Stage, Verdict
+from serin.serve.guardrails import Guardrails, Stage, Verdict
 from serin.serve.protocol import ChatRequest
 from serin.serve.recorder import Observation, StageTiming
 from serin.serve.runtime import Runtime
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from serin.core.retrieval import Hit
 
 OFF_LOOP_CHARS = 1000
-"""Longer texts are checked in a thread: other answers go on streaming meanwhile."""
+"""Longer texts, and all of a shadow's, are checked in a thread: other answers go on streaming meanwhile."""
 REMOVED = "(removed)"
 """What the model sees in place of an earlier turn that was answered by a safe answer."""
 
@@ -55,6 +55,8 @@ class Arrival:
     """The caller's span; empty: the trace begins here."""
     first_index: int = 0
     """Number of the request's first choice in the answer."""
+    shadow_of: str = ""
+    """Of a shadow: the champion's answer that it stands beside."""
 
 
 class Attempt:
@@ -67,6 +69,10 @@ class Attempt:
         self.prompt_tokens = self.completion_tokens = 0
         self.rails_ms = 0.0
         self.ttft_ms: float | None = None
+        self.blocked_input = False
+        """Whether the user's text was refused."""
+        self.also_kept_by: Guardrails | None = None
+        """Whose policy limits what is kept of the texts, besides the release's own."""
         self._actions: dict[str, None] = {}
         self._rails: dict[str, float] = {}
         self._whole_ms = 0.0
@@ -155,6 +161,18 @@ class Attempt:
             except EngineError:
                 self.choices = first
 
+    async def run(self) -> None:
+        """Answer as a request of this kind does, streamed or whole, where nobody reads along.
+
+        Raises:
+            EngineError: the engine breaks off.
+        """
+        if not self.arrival.chat.stream:
+            await self.whole()
+            return
+        async for _ in self.pieces():
+            pass
+
     async def close(self) -> None:
         """Let the engine go; an answer that is not complete is cancelled there."""
         if self._stream is not None:
@@ -211,6 +229,7 @@ class Attempt:
             format_valid=None if not valid or valid[0] is None else all(valid),
             rails_ms=self.rails_ms,
             backend=str(self.runtime.backend.state().get("kind", "")),
+            shadow_of=self.arrival.shadow_of,
         )
         return Observation(
             event=event,
@@ -218,6 +237,7 @@ class Attempt:
             guardrails=self.runtime.guardrails,
             stages=tuple(self._stages),
             parent_span_id=self.arrival.parent_span_id,
+            also_kept_by=self.also_kept_by,
         )
 
     async def _checked_turns(self) -> list[Message]:
@@ -231,6 +251,7 @@ class Attempt:
             if message["role"] == "user":
                 verdict = next(verdicts)
                 if verdict.blocked:
+                    self.blocked_input = True
                     rails = ", ".join(action.split(":")[1] for action in verdict.actions if action.endswith(":block"))
                     raise BlockedInputError(f"The request was refused by the endpoint's guardrails ({rails}).")
                 content = verdict.text
@@ -259,7 +280,7 @@ class Attempt:
     async def _checked(self, stage: Stage, texts: Sequence[str]) -> list[Verdict]:
         """The verdicts on texts, in order; noted."""
         check = self.runtime.guardrails.check
-        if sum(map(len, texts)) > OFF_LOOP_CHARS:
+        if self.track == SHADOW or sum(map(len, texts)) > OFF_LOOP_CHARS:
             verdicts = await asyncio.to_thread(lambda: [check(stage, text) for text in texts])
         else:
             verdicts = [check(stage, text) for text in texts]
@@ -277,6 +298,7 @@ class Attempt:
             n=chat.n,
             logprobs=chat.logprobs,
             response_format=chat.response_format,
+            once=self.track == SHADOW,
         )
 
     async def _ask(self) -> None:

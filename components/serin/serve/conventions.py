@@ -40,6 +40,7 @@ FORMAT_VALID = "serin.format_valid"
 COST = "serin.cost"
 KEY_ID = "serin.key.id"
 BACKEND = "serin.backend"
+SHADOW_OF = "serin.shadow_of"
 SAMPLED_BECAUSE = "serin.sampled_because"
 
 MLFLOW_EXPERIMENT_HEADER = "x-mlflow-experiment-id"

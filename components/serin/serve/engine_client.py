@@ -48,6 +48,8 @@ class EngineRequest:
     response_format: dict[str, Any] | None = None
     model: str | None = None
     """The engine's model or adapter; None: the one that serves the release."""
+    once: bool = False
+    """Whether it is asked no second time where the first try fails."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from serin.serve.api_routes import routes_of
 from serin.serve.attempt import Arrival, Attempt, BlockedInputError
 from serin.serve.errors import RequestError
 from serin.serve.metrics import Metrics
+from serin.serve.mirror import Mirror
 from serin.serve.recorder import Recorder
 from serin.serve.rollouts import Rollout, Rollouts
 
@@ -44,6 +45,8 @@ class Gateway:
     follows_journal: bool = False
     admission: Admission | None = None
     """Who is let in; None: everyone with access."""
+    mirror: Mirror | None = None
+    """Hands requests to the candidate in the champion's shadow; None: nothing is mirrored."""
 
     def app(self) -> Starlette:
         """The HTTP application."""
@@ -122,7 +125,12 @@ class Gateway:
         raise AssertionError("a route ends with the champion")
 
     def record(self, attempt: Attempt, status: int, error: str = "") -> None:
-        """Write down how an attempt ended."""
+        """Write down how an attempt of a user's request ended."""
+        self._note(attempt, status, error)
+        if self.mirror is not None:
+            self.mirror.offer(attempt, status, self._note)
+
+    def _note(self, attempt: Attempt, status: int, error: str) -> None:
         observation = attempt.observation(status, error)
         self.metrics.observe(observation.event, attempt.rails_ms)
         self.recorder.add(observation)

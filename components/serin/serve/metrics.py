@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from serin.core.events import EndpointEvent
+from serin.core.events import SHADOW, EndpointEvent
 from serin.serve import conventions as names
 from serin.serve.recorder import Observation
 
@@ -21,7 +21,10 @@ OK = 200
 
 
 class Metrics:
-    """What the gateway counts; ``release`` labels are the first 12 digits of the id."""
+    """What the gateway counts.
+
+    ``release`` labels are the first 12 digits of the id; ``track`` is champion, candidate, or shadow (no user's).
+    """
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -44,6 +47,9 @@ class Metrics:
         )  # fmt: skip
         self._cost = self._counter("serin_cost", "What answers cost, by the price list.", BY)
         self._failovers = self._counter("serin_failovers", "Requests that the champion took over.", ("release",))
+        self._dropped = self._counter(
+            "serin_shadows_dropped", "Requests that were not mirrored after all.", ("release", "reason")
+        )
         self._lost = self._counter("serin_events_lost", "Endpoint events that were given up.", ())
         self._traces_lost = self._counter("serin_traces_lost", "Traces that were given up.", ())
         self._weight = Gauge(
@@ -65,7 +71,7 @@ class Metrics:
                 self._token_time.labels(*by).observe(after_first_s / (event.completion_tokens - 1))
         self._tokens.labels(*by, "prompt").inc(event.prompt_tokens)
         self._tokens.labels(*by, "completion").inc(event.completion_tokens)
-        if event.status == OK:
+        if event.status == OK and event.track != SHADOW:
             self._success.labels(*by, event.finish_reason).inc()
         for action in event.guardrail_actions:
             self._rails.labels(*by, *action.split(":", 2)).inc()
@@ -81,6 +87,10 @@ class Metrics:
     def failover(self, release_id: str) -> None:
         """Count a request that a candidate's failure sent to the champion."""
         self._failovers.labels(release_id[:12]).inc()
+
+    def shadow_dropped(self, release_id: str, reason: str) -> None:
+        """Count a request that was to be mirrored and was not."""
+        self._dropped.labels(release_id[:12], reason).inc()
 
     def lost(self, count: int) -> None:
         """Count events that were given up."""
@@ -141,7 +151,11 @@ class Metrics:
 
 
 class _Alias(Collector):
-    """A metric once more under another name, with vLLM's label for the model; ``only`` picks labels and drops them."""
+    """A metric of users' requests once more under another name, with vLLM's label for the model.
+
+    ``only`` picks labels and drops them.  Shadow requests are left out: who made a dashboard for those names does not
+    know of tracks.
+    """
 
     def __init__(
         self, source: Counter | Histogram, name: str, only: Mapping[str, str], model_name: Callable[[], str]
@@ -155,7 +169,7 @@ class _Alias(Collector):
         for metric in self._source.collect():
             copy = Metric(self._name, metric.documentation, metric.type)
             for sample in metric.samples:
-                if self._only.items() <= sample.labels.items():
+                if self._only.items() <= sample.labels.items() and sample.labels.get("track") != SHADOW:
                     labels = {key: value for key, value in sample.labels.items() if key not in self._only}
                     suffix = sample.name.removeprefix(metric.name)
                     copy.add_sample(self._name + suffix, {**labels, "model_name": self._model_name()}, sample.value)

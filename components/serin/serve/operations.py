@@ -15,6 +15,7 @@ from serin.serve.access import AccessConfig
 from serin.serve.admission import AdmissionConfig
 from serin.serve.budgets import Prices
 from serin.serve.listening import ConnectionLimits, TlsConfig
+from serin.serve.mirror import MirrorConfig
 from serin.serve.tracing import TracingConfig
 
 
@@ -38,6 +39,8 @@ class OperationsConfig(Section):
     """Sizes and timeouts of requests."""
     admission: AdmissionConfig = AdmissionConfig()
     """How much is let in at once."""
+    mirror: MirrorConfig = MirrorConfig()
+    """How much of a candidate's shadow traffic there may be at once."""
     prices: Prices = Prices()
     """What answers cost."""
     tracing: TracingConfig = TracingConfig()

@@ -38,6 +38,7 @@ from serin.serve.access import Access, require_safe_host
 from serin.serve.errors import RequestError
 from serin.serve.gateway import Gateway
 from serin.serve.listening import PreparedAccess
+from serin.serve.mirror import Mirror
 from serin.serve.operations import load_operations
 from serin.serve.rollouts import RolloutRequest, Rollouts
 from serin.serve.runtime import Loader
@@ -159,6 +160,8 @@ class Replica:
         operations.start()
         self._stack.push_async_callback(asyncio.to_thread, operations.close)
         self._stack.push_async_callback(rollouts.close)
+        mirror = Mirror(rollouts, settings.operations.mirror, operations.metrics.shadow_dropped)
+        self._stack.push_async_callback(mirror.close)
         self._stack.push_async_callback(_ended, asyncio.create_task(rollouts.watch()))
         if config.follow_journal:
             journal = Journal(store.storage, endpoint)
@@ -173,6 +176,7 @@ class Replica:
             access,
             follows_journal=True,
             admission=operations.admission,
+            mirror=mirror,
         )
         return ReplicaApp(PreparedAccess(gateway.app(), access))
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TypeVar
 
-from serin.core.events import EndpointEvent, Feedback, write_events, write_feedback
+from serin.core.events import SHADOW, EndpointEvent, Feedback, write_events, write_feedback, write_shadows
 from serin.core.policy import default_policy
 from serin.core.storage import Storage
 from serin.core.text import is_refusal, support_score
@@ -28,7 +28,7 @@ SPOOL_INTERVAL_S = 0.5
 """Longest time that an event is in memory alone."""
 MAX_BUFFERED = 20_000
 """Observations that wait to be scored; beyond it the oldest are lost."""
-EVENTS, FEEDBACK = "events", "feedback"
+EVENTS, FEEDBACK, SHADOWS = "events", "feedback", SHADOW
 T = TypeVar("T", EndpointEvent, Feedback)
 
 
@@ -55,6 +55,8 @@ class Observation:
     """What the time went to, in order of their ends."""
     parent_span_id: str = ""
     """The caller's span, 16 hex digits; empty: the trace begins with this request."""
+    also_kept_by: Guardrails | None = None
+    """Whose policy limits what is kept of the texts, besides ``guardrails``: a champion's, for its shadow."""
 
 
 Observer = Callable[[Observation, EndpointEvent], None]
@@ -165,7 +167,9 @@ class Recorder:
             opinions = [self._redacted(item) for item in taken if isinstance(item, Feedback)]
             for start in range(0, len(events), self._batch_events):
                 batch = events[start : start + self._batch_events]
-                self._spool.append(EVENTS, [event.model_dump_json().encode() for event in batch])
+                shadows = [event for event in batch if event.track == SHADOW]
+                self._spool.append(EVENTS, [e.model_dump_json().encode() for e in batch if e.track != SHADOW])
+                self._spool.append(SHADOWS, [event.model_dump_json().encode() for event in shadows])
                 self._in_segment += len(batch)
                 if self._in_segment >= self._batch_events:
                     self._roll()
@@ -180,7 +184,8 @@ class Recorder:
         self._shipper.wake()
 
     def _noted(self, observation: Observation) -> EndpointEvent:
-        self._guardrails = observation.guardrails
+        if observation.event.track != SHADOW:
+            self._guardrails = observation.guardrails
         try:
             event = scored(observation, self._prices)
         except Exception:  # a text that a scorer cannot take must not take the others along
@@ -199,7 +204,11 @@ class Recorder:
         return feedback.model_copy(update={"comment": self._guardrails.kept(feedback.comment), "time": time})
 
     def _send(self, segment: Segment, records: list[bytes]) -> None:
-        write = {EVENTS: self._write_events, FEEDBACK: self._write_feedback}.get(segment.kind)
+        write = {
+            EVENTS: self._write_events,
+            FEEDBACK: self._write_feedback,
+            SHADOWS: self._write_shadows,
+        }.get(segment.kind)
         if write is None:
             raise RefusedError(f"{segment.kind!r} is not a kind of record that this version knows.")
         write(segment.name, records)
@@ -207,13 +216,21 @@ class Recorder:
     def _write_events(self, name: str, records: list[bytes]) -> None:
         write_events(self._storage, self._endpoint, _loaded(EndpointEvent, records), name=name)
 
+    def _write_shadows(self, name: str, records: list[bytes]) -> None:
+        write_shadows(self._storage, self._endpoint, _loaded(EndpointEvent, records), name=name)
+
     def _write_feedback(self, name: str, records: list[bytes]) -> None:
         write_feedback(self._storage, self._endpoint, _loaded(Feedback, records), name=name)
 
 
 def scored(observation: Observation, prices: Prices | None = None) -> EndpointEvent:
-    """The event with its scores and its price, and with its texts as the policy lets them be stored."""
-    event, guardrails = observation.event, observation.guardrails
+    """The event with its scores and its price, and with its texts as the policy (or policies) let them be stored."""
+    event = observation.event
+
+    def kept(text: str) -> str:
+        text = observation.guardrails.kept(text)
+        return observation.also_kept_by.kept(text) if observation.also_kept_by else text
+
     passages, support = observation.passages, event.support_score
     if support is None and event.answer and passages:
         support = support_score(event.answer, passages)
@@ -221,8 +238,8 @@ def scored(observation: Observation, prices: Prices | None = None) -> EndpointEv
         update={
             "support_score": support,
             "refused": is_refusal(event.answer),
-            "question": guardrails.kept(event.question),
-            "answer": guardrails.kept(event.answer),
+            "question": kept(event.question),
+            "answer": kept(event.answer),
             "cost": prices.cost(event) if prices else event.cost,
         }
     )

@@ -53,6 +53,8 @@ class Runtime:
     searches: ThreadPoolExecutor
     in_flight: int = 0
     """Requests that may still use it: it is not unloaded before they are done."""
+    restarts: int = 0
+    """How often its engine was started again."""
 
     async def search(
         self, query: Query | str, *, at: date | None = None, labels: AbstractSet[str] = NOBODY
@@ -155,7 +157,8 @@ class Loader:
         )
 
     async def restart(self, runtime: Runtime) -> None:
-        """Give a release whose engine ended a new one."""
+        """Give a release whose engine ended a new one; counted, whether it starts or not."""
+        runtime.restarts += 1
         await runtime.backend.restart()
 
     async def unload(self, runtime: Runtime) -> None:

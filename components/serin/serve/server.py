@@ -31,6 +31,7 @@ from serin.serve.hosting import bound_socket, exit_with, serve_on, write_ready
 from serin.serve.listening import PreparedAccess, server_options
 from serin.serve.logs import configure_logging, log_request
 from serin.serve.metrics import Metrics
+from serin.serve.mirror import Mirror
 from serin.serve.operations import OperationsConfig, load_operations
 from serin.serve.recorder import BATCH_EVENTS, INTERVAL_S, Recorder
 from serin.serve.rollouts import RolloutRequest, Rollouts
@@ -119,6 +120,7 @@ async def _serve(
         loader = Loader(store, session, settings.engine, home() / "serve" / endpoint, settings.silence_s)
         rollouts = Rollouts(loader)
         operations = _Operations(store, endpoint, access, settings, rollouts)
+        mirror = Mirror(rollouts, settings.operations.mirror, operations.metrics.shadow_dropped)
         gateway = Gateway(
             endpoint,
             rollouts,
@@ -127,6 +129,7 @@ async def _serve(
             access,
             follows_journal=not rollout.champion,
             admission=operations.admission,
+            mirror=mirror,
         )
         tasks = [asyncio.create_task(rollouts.watch())]
 
@@ -147,6 +150,7 @@ async def _serve(
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await mirror.close()
             await rollouts.close()
             loader.close()
             await asyncio.to_thread(operations.close)

@@ -346,6 +346,7 @@ def _attributes_of(event: EndpointEvent) -> dict[str, Any]:
         names.SUPPORT_SCORE: event.support_score,
         names.FORMAT_VALID: event.format_valid,
         names.COST: event.cost,
+        names.SHADOW_OF: event.shadow_of or None,
         names.ERROR_TYPE: str(event.status) if event.status >= 400 and event.status != CLIENT_GONE else None,
         names.INPUT_MESSAGES: _messages("user", event.question),
         names.OUTPUT_MESSAGES: _messages("assistant", event.answer, event.finish_reason),

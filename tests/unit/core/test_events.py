@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from serin.core.errors import InputError
-from serin.core.events import EndpointEvent, read_events, write_events
+from serin.core.events import EndpointEvent, read_events, read_shadows, shadow_pairs, write_events, write_shadows
 from serin.core.storage import storage_for
 
 
@@ -46,3 +46,18 @@ def test_a_damaged_batch_is_named(tmp_path: Path) -> None:
     storage.write("endpoints/assistant/events/2026-01-01/x.parquet", b"not parquet")
     with pytest.raises(InputError, match=r"x\.parquet is not readable"):
         read_events(storage, "assistant")
+
+
+def test_shadows_are_kept_apart_from_traffic_and_pair_with_it(tmp_path: Path) -> None:
+    storage = storage_for(str(tmp_path))
+    champion, unwritten = event(1, answer_id="a1"), event(2, answer_id="a2")
+    shadows = [event(3, track="shadow", shadow_of="a1"), event(4, track="shadow", shadow_of="a2", release_id="r2")]
+    write_events(storage, "assistant", [champion])
+    write_shadows(storage, "assistant", shadows)
+    assert read_events(storage, "assistant") == [champion]
+    assert read_shadows(storage, "assistant") == shadows
+    assert read_shadows(storage, "assistant", release_id="r2") == shadows[1:]
+    assert shadow_pairs([champion], shadows) == [(champion, shadows[0])]
+    for write, wrong in ((write_events, shadows), (write_shadows, [unwritten])):
+        with pytest.raises(AssertionError):
+            write(storage, "assistant", wrong)

@@ -29,6 +29,7 @@ class ScriptedBackend:
         self.delay_s = 0.0
         self.cancelled = 0
         self.refusal: Response | None = None
+        self.healthy = True
         routes = [Route("/v1/chat/completions", self._chat, methods=["POST"]), Route("/health", self._health)]
         config = uvicorn.Config(
             Starlette(routes=routes), host="127.0.0.1", port=0, log_config=None, access_log=False, lifespan="off"
@@ -52,10 +53,10 @@ class ScriptedBackend:
         """Forget what was asked, and what was to be said."""
         self.bodies.clear()
         self.queue.clear()
-        self.delay_s, self.cancelled, self.refusal = 0.0, 0, None
+        self.delay_s, self.cancelled, self.refusal, self.healthy = 0.0, 0, None, True
 
     async def _health(self, _: Request) -> Response:
-        return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "ok"}, 200 if self.healthy else 503)
 
     async def _chat(self, request: Request) -> Response:
         body = await request.json()

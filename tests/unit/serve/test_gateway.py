@@ -263,6 +263,10 @@ def test_a_candidate_killed_is_replaced_by_the_champion_without_a_failed_request
         assert answer.headers["x-serin-release"] == world.champion
         events = events_of(world, split, answer.headers["x-serin-trace-id"])
         assert {event.track: event.status for event in events} == {"candidate": 502, "champion": 200}
+    died = split.state()["releases"][world.candidate]
+    assert (died["ready"], died["restarts"]) == (False, 0), "it is seen, and not started again"
+    again = split.set_rollout(champion=world.champion, candidate=world.candidate, candidate_weight_percent=1)
+    assert (again["releases"][world.candidate]["ready"], again["releases"][world.candidate]["restarts"]) == (True, 1)
     assert call(f"{split.url}/ready").status == 200, "the champion stands in"
 
 
@@ -284,6 +288,7 @@ def test_a_champion_killed_comes_back(world: World, gateway: GatewayProcess):
     assert failed.headers["retry-after"]
     assert wait_until(lambda: call(f"{gateway.url}/ready").status == 200, 60)
     assert ask(gateway.url).status == 200
+    assert gateway.state()["releases"][world.champion]["restarts"] == 1
 
 
 def test_a_rollout_that_cannot_be_loaded_changes_nothing(world: World, gateway: GatewayProcess):
@@ -380,7 +385,15 @@ def test_a_gateway_that_follows_waits_for_the_first_champion_and_serves_each_lat
         assert call(f"{process.url}/ready").status == 200
         assert ask(process.url).headers["x-serin-release"] == world.champion
 
-        process.set_rollout(champion=world.champion, candidate=world.candidate, candidate_weight_percent=1.0)
+        process.set_rollout(champion=world.champion, candidate=world.candidate, candidate_weight_percent=1.0, fence=7)
+        before = process.state()
+        process.close()
+        process.start()  # in the middle of the rollout: the champion alone, until the controller tells it again
+        process.wait_for(world.champion, timeout_s=60)
+        after = process.state()
+        assert (after["candidate"], after["fence"]) == (None, 0)
+        assert after["instance"] != before["instance"]
+        process.set_rollout(champion=world.champion, candidate=world.candidate, candidate_weight_percent=1.0, fence=7)
         journal.append("promotion", release_id=world.candidate, decision="promoted")
         time.sleep(4)
         assert process.state()["champion"] == world.champion, "whoever rolls a candidate out moves the traffic"

@@ -101,7 +101,7 @@ class Pool:
                             yield piece
                 return
             except EngineError as error:
-                if begun or not error.retryable or len(tried) > self._config.retries:
+                if begun or request.once or not error.retryable or len(tried) > self._config.retries:
                     raise
                 wait_s = self._wait_s(tried, error)
                 if self._clock() + wait_s >= end:
