@@ -1,9 +1,10 @@
 """The shell of every page that people read: one HTML file of its own, in one look, light, dark and printed.
 
 A page is a kind ("Evaluation"), a title that says what came out, a verdict, and sections.  Nothing is fetched and no
-script is needed: folding is ``<details>``, pictures are inline SVG (``serin.core.pictures``) that take their colours
-from the stylesheet (``serin.core.palette``) and keep their text at its size whatever the width.  Wide tables become
-lists of cards on a phone.  Headings come in order, tables have headers, focus is visible, and every picture is named::
+script is needed to read it: folding is ``<details>``, pictures are inline SVG (``serin.core.pictures``,
+``serin.core.flow``) that take their colours from the stylesheet (``serin.core.palette``) and keep their text at its
+size whatever the width.  Wide tables become lists of cards on a phone.  Headings come in order, tables have headers,
+focus is visible, and every picture is named::
 
     page("Release 3f2a9c0d1b7e passes the gate", kind="Evaluation", sections=[
         Section("Verdict", verdict(Tone.GOOD, "Passes", ["Better than the baseline by 0.12."])),
@@ -66,14 +67,16 @@ def page(title: str, *, kind: str, sections: Sequence[Section], facts: Mapping[s
     links = "".join(f'<li><a href="#{one.id}">{escape(one.title)}</a></li>' for one in listed)
     contents = f'<nav aria-label="Contents"><ul>{links}</ul></nav>' if len(listed) >= 3 else ""
     foot = f"<footer>{facts_list(facts)}</footer>" if facts else ""
+    body = "".join(map(_section, shown))
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f"<title>{escape(title)}</title><style>{stylesheet()}</style></head><body>"
+        f"<title>{escape(title)}</title><style>{stylesheet()}</style></head>"
+        f'<body onclick="{escape(_JUMP)}">'
         '<a class="skip" href="#main">Skip to the content</a>'
         f'<header><p class="kind"><span class="beak" aria-hidden="true"></span>Serin · {escape(kind)}</p>'
-        f'<h1>{escape(title)}</h1>{contents}</header><main id="main">{"".join(map(_section, shown))}</main>'
+        f'<h1>{escape(title)}</h1>{contents}</header><main id="main" tabindex="-1">{body}</main>'
         f"{foot}</body></html>\n"
     )
 
@@ -126,15 +129,17 @@ def table(
         widths: CSS widths of the columns ("30%"), where the contents should not decide.
     """
     columns = "".join(f'<col style="width:{width}">' for width in widths)
+    group = f"<colgroup>{columns}</colgroup>" if widths else ""
+    fixed = ' class="fixed"' if widths else ""
+    above = f"<caption>{escape(caption)}</caption>" if caption else ""
     top = "".join(
         f'<th scope="col" role="columnheader"{_class(i, numbers)}>{escape(name)}</th>' for i, name in enumerate(head)
     )
     body = "".join(f'<tr role="row">{_cells(head, row, numbers)}</tr>' for row in rows)
-    above = f"<caption>{escape(caption)}</caption>" if caption else ""
     # narrow pages lay rows out as blocks, which takes a table's meaning from it unless roles say it
     return (
-        f'<table role="table">{above}{f"<colgroup>{columns}</colgroup>" if columns else ""}'
-        f'<thead role="rowgroup"><tr role="row">{top}</tr></thead><tbody role="rowgroup">{body}</tbody></table>'
+        f'<table role="table"{fixed}>{above}{group}<thead role="rowgroup"><tr role="row">{top}</tr></thead>'
+        f'<tbody role="rowgroup">{body}</tbody></table>'
     )
 
 
@@ -173,7 +178,9 @@ def stylesheet() -> str:
 def _section(section: Section) -> str:
     note = f'<p class="note">{escape(section.note)}</p>' if section.note else ""
     head = f'<h2 id="{section.id}-title">{escape(section.title)}</h2>{note}'
-    return f'<section id="{section.id}" aria-labelledby="{section.id}-title">{head}{section.html}</section>'
+    return (
+        f'<section id="{section.id}" tabindex="-1" aria-labelledby="{section.id}-title">{head}{section.html}</section>'
+    )
 
 
 def _cells(head: Sequence[str], row: Sequence[str], numbers: Sequence[int]) -> str:
@@ -188,6 +195,12 @@ def _class(column: int, numbers: Sequence[int]) -> str:
     return ' class="number"' if column in numbers else ""
 
 
+# Viewers that show a page inside theirs (KFP's and MLflow's, by srcdoc) take its links for links of their own page.
+# With this they work there too, and where scripts are off they are plain links.
+_JUMP = (
+    """var a=event.target.closest('a[href^="#"]');"""
+    "if(a){document.querySelector(a.getAttribute('href')).focus();event.preventDefault()}"
+)
 _STYLE = """
 *{box-sizing:border-box}
 html{-webkit-text-size-adjust:100%;scroll-behavior:smooth}
@@ -209,7 +222,8 @@ main>section:first-child>h2{position:absolute;width:1px;height:1px;overflow:hidd
 .note,caption,figcaption{color:var(--muted);font-size:.9rem}.note{max-width:52rem}
 a{color:var(--candidate)}
 :focus-visible{outline:3px solid var(--candidate);outline-offset:3px;border-radius:3px}
-.skip{position:absolute;left:-99rem}.skip:focus{left:1rem;top:.5rem;background:var(--paper);padding:.4rem .8rem}
+main:focus,section:focus{outline:none}.skip{position:absolute;left:-99rem}
+.skip:focus{left:1rem;top:.5rem;background:var(--paper);padding:.4rem .8rem}
 nav ul{display:flex;flex-wrap:wrap;gap:.1rem 1.1rem;margin:0 0 1.2rem;padding:0;list-style:none;font-size:.9rem}
 nav a{display:inline-block;padding:.15rem 0;color:var(--muted);text-underline-offset:.25em;
 text-decoration-color:var(--line)}nav a:hover{color:var(--ink)}
@@ -220,11 +234,12 @@ border:2.5px solid;font-size:1.5rem;font-weight:700;line-height:1}
 .badge{display:inline-block;padding:.05rem .55rem;border-radius:1rem;font-size:.82rem;font-weight:600;
 white-space:nowrap}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(10.5rem,1fr));gap:.8rem;margin:1rem 0}
-.tile{padding:.8rem 1rem;border:1px solid var(--line);border-radius:.7rem}
+.tile{min-width:0;overflow-wrap:anywhere;padding:.8rem 1rem;border:1px solid var(--line);border-radius:.7rem}
 .tile dt{color:var(--muted);font-size:.85rem}.tile dd{margin:0}
 .tile .figure{display:block;font-size:1.65rem;font-weight:650;line-height:1.25;letter-spacing:-.02em;
 font-variant-numeric:tabular-nums}.tile .note{display:block;font-size:.82rem;line-height:1.35}
 table{width:100%;border-collapse:collapse;margin:.6rem 0;font-size:.92rem}
+table.fixed{table-layout:fixed}
 caption{text-align:left;padding:0 0 .4rem}
 th,td{padding:.5rem .9rem .5rem 0;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
 th:last-child,td:last-child{padding-right:0}
@@ -258,7 +273,7 @@ svg .curve{fill:none;stroke:currentColor;stroke-width:2;stroke-linejoin:round;ve
 svg .band{fill:currentColor;opacity:.16}svg .bar{fill:currentColor}
 svg .box{fill:var(--paper);stroke:currentColor;stroke-width:1.5}svg .edge{fill:none;stroke:var(--muted);
 stroke-width:1.3}svg .tip{fill:var(--muted)}
-.plot{display:grid;grid-template-columns:auto 1fr;gap:0 .8rem;align-items:start}
+.plot{display:grid;grid-template-columns:minmax(3.4rem,auto) minmax(0,1fr);gap:0 .8rem;align-items:start}
 .plot ul{margin:0;padding:0;list-style:none;font-size:.85rem;line-height:20px;font-variant-numeric:tabular-nums;
 white-space:nowrap}.plot li{height:20px}
 .only-narrow{display:none}
@@ -273,7 +288,7 @@ footer{margin-top:3rem;padding-top:1rem;border-top:1px solid var(--line)}
 @media (max-width:44rem){
 body{padding:0 1rem 2rem;font-size:15px}
 .verdict{flex-direction:column;gap:.6rem;padding:1rem}.verdict .sign{width:2.4rem;height:2.4rem;font-size:1.2rem}
-.tiles{grid-template-columns:1fr 1fr}
+.tiles{grid-template-columns:repeat(2,minmax(0,1fr))}
 table,tbody,tr,th,td,caption{display:block;width:auto}thead{position:absolute;clip-path:inset(50%);height:1px;
 width:1px;overflow:hidden}
 tbody tr{padding:.6rem 0;border-bottom:1px solid var(--line)}

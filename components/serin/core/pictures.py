@@ -277,6 +277,8 @@ def _mark(tone: Tone, place: float, y: float) -> str:
 
 
 def short(value: float, *, signed: bool = False) -> str:
-    """A figure for an axis: three digits, thousands apart, a true minus sign."""
-    text = f"{value:{'+' if signed else ''},.0f}" if abs(value) >= 1000 else f"{value:{'+' if signed else ''}.3g}"
+    """A figure for people: three digits, thousands apart, no exponent, a true minus sign."""
+    digits = 2 - floor(log10(abs(value))) if value and isfinite(value) else 0
+    text = f"{value:{'+' if signed else ''},.{min(max(digits, 0), 9)}f}"
+    text = text.rstrip("0").rstrip(".") if "." in text else text
     return text.replace("-", "−")

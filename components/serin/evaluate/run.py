@@ -28,6 +28,7 @@ from serin.evaluate.metrics import (
     summarise,
 )
 from serin.evaluate.report import write_report
+from serin.evaluate.report_lineage import Behind
 from serin.evaluate.results import METRICS, Answer, Comparison, GoldenResult, Results
 from serin.evaluate.retrieval import ask_index
 from serin.evaluate.review import KIND, METRIC, preferences
@@ -96,7 +97,8 @@ def evaluate(
         for role, one in observed.items():
             write_jsonl(output / f"{role}.jsonl", one.answers)
         answers = {role: one.answers for role, one in observed.items()}
-        write_report(output / REPORT, results, decision, answers, config, dataset.digest)
+        behind = Behind.of(roles)
+        write_report(output / REPORT, results, decision, answers, config, dataset.digest, behind)
         refusals = refusal_matrix(observed["candidate"].answers)
         return Built(metadata={"outcome": decision.outcome, "metrics": _flat(results), "refusals": refusals})
 
