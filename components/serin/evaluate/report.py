@@ -7,16 +7,12 @@ from pathlib import Path
 from serin.core.decision import Decision
 from serin.core.page import Section, digest, page
 from serin.evaluate.config import EvaluateConfig
+from serin.evaluate.report_evidence import evidence_section
 from serin.evaluate.report_examples import examples_section
 from serin.evaluate.report_gate import gate_section, verdict_section
 from serin.evaluate.report_lineage import Behind, lineage_section
-from serin.evaluate.report_measures import (
-    evidence_section,
-    measures_section,
-    safety_section,
-    slices_section,
-    speed_section,
-)
+from serin.evaluate.report_measures import measures_section, safety_section, speed_section
+from serin.evaluate.report_slices import slices_section
 from serin.evaluate.results import Answer, Results
 
 
@@ -62,7 +58,10 @@ def write_report(
 def _absent(results: Results) -> str:
     items = "".join(f"<li>{escape(name)}: {escape(why)}</li>" for name, why in results.not_applicable.items())
     broken = "".join(f"<li>Suite {escape(name)}: {escape(why)}</li>" for name, why in results.broken_suites.items())
-    return f"<ul>{items}{broken}</ul>" if items or broken else ""
+    skipped = "".join(
+        f"<li>Suite {escape(one.name)}: {escape(one.skipped)}</li>" for one in results.suite_info if one.skipped
+    )
+    return f"<ul>{items}{broken}{skipped}</ul>" if items or broken or skipped else ""
 
 
 def _facts(results: Results, config: EvaluateConfig, decision: Decision, dataset_digest: str) -> dict[str, str]:

@@ -1,13 +1,12 @@
-"""What was measured, as pictures: every metric of every suite, slices, and the evidence of judges and people."""
+"""What was measured, as pictures: every metric of every suite, in its group."""
 
 from collections.abc import Sequence
 from html import escape
 from math import inf
 
 from serin.core.decision import Decision
-from serin.core.page import Section, fold, table
+from serin.core.page import Section, table
 from serin.core.pictures import axis_around, intervals, legend
-from serin.core.statistics import Interval
 from serin.evaluate.config import EvaluateConfig
 from serin.evaluate.report_words import (
     ORDER,
@@ -22,8 +21,6 @@ from serin.evaluate.report_words import (
 )
 from serin.evaluate.results import METRICS, Comparison, Results, definition
 
-MIN_SLICE, MAX_SLICES, MAX_SLICED = 10, 40, 6
-"""Items that a slice needs to be drawn, slices drawn for a metric, and metrics that are drawn by slice."""
 WIDTHS = (("40%", "60%"), ("26%", "40%", "34%"), ("22%", "30%", "24%", "24%"))
 """Of the columns, by the number of releases that are compared with."""
 SAFETY = ("block_rate", "refusal_rate", "attack_success_rate", "over_block_rate", "over_refusal_rate", "leak_rate")
@@ -66,7 +63,10 @@ def measures_section(results: Results, decision: Decision, config: EvaluateConfi
     groups: dict[str, list[str]] = {}
     for name in rest:
         groups.setdefault(_group(name), []).append(name)
-    parts = [f"<h3>{escape(title)}</h3>{_metrics(names, results, decision)}" for title, names in groups.items()]
+    parts = [
+        f"<h3>{escape(title)}</h3>{_about(title, results)}{_metrics(names, results, decision)}"
+        for title, names in groups.items()
+    ]
     roles = {role: TONES[role] for role in ORDER if role in results.values}
     note = (
         f"Marks are means, bars {config.confidence:.0%} intervals; items of one group count as one. A difference "
@@ -76,40 +76,22 @@ def measures_section(results: Results, decision: Decision, config: EvaluateConfi
     return Section("What was measured", (legend(roles) + "".join(parts)) if parts else "", note)
 
 
-def slices_section(results: Results, decision: Decision) -> Section:
-    """Where the candidate wins and loses: the metrics of the gate, and token F1, by each label."""
-    ruled = [rule["metric"] for rule in decision.evidence["rules"]]
-    known = {name for by_name in results.slices.values() for found in by_name.values() for name in found}
-    names = [name for name in dict.fromkeys(["token_f1", *ruled, *sorted(known)]) if name in known][:MAX_SLICED]
-    tables = [(name, _slices(name, results)) for name in names]
-    shown = [(definition(name).label, made) for name, made in tables if made]
-    parts = [f"<h3>{escape(label)}</h3>{made}" for label, made in shown[:1]]
-    parts += [fold(label, made) for label, made in shown[1:]]
-    return Section(
-        "By slice", "".join(parts) + _languages(results), f"Slices with at least {MIN_SLICE} independent items."
-    )
-
-
-def evidence_section(results: Results, decision: Decision) -> Section:
-    """What people and a judge model prefer, and how far they agree."""
-    rows = []
-    for role in ("champion", "baseline"):
-        for name in PEOPLE:
-            if comparison := results.comparisons.get(role, {}).get(name):
-                who = f'{escape(definition(name).label)}<span class="note">against the {role}</span>'
-                rows.append([who, _gain(name, role, comparison, decision), str(comparison.improvement.count)])
-    drawn = table(["Who", "Preference for the candidate", "Items"], rows, numbers=[2]) if rows else ""
-    if rows and results.review_agreement is not None:
-        drawn += f"<p>Reviewers agree with each other: Krippendorff's alpha {figure(results.review_agreement)}.</p>"
-    return Section("Judges and people", drawn, "−1: all lost, 0: as many won as lost, +1: all won.")
-
-
 def _names(results: Results) -> list[str]:
     """Metrics with a value or a comparison, those of the dataset first and in their order."""
     found = {name for values in results.values.values() for name in values}
     found |= {name for values in results.comparisons.values() for name in values}
-    own = [metric.name for metric in METRICS if metric.name in found]
-    return list(dict.fromkeys([*own, *sorted(found)]))
+    own = [metric.name for metric in METRICS]
+    listed = [name for info in results.suite_info for name in info.metrics]
+    return [name for name in dict.fromkeys([*own, *listed, *sorted(found)]) if name in found]
+
+
+def _about(title: str, results: Results) -> str:
+    """Where a declared suite's items come from."""
+    info = next((one for one in results.suite_info if _title(one.name) == title), None)
+    if info is None:
+        return ""
+    items = f"{info.num_items} of {info.num_available} items" if info.num_available else f"{info.num_items} items"
+    return f'<p class="note">{escape(info.kind)}, {items} of {escape(info.source)}</p>'
 
 
 def _own(name: str) -> str:
@@ -121,7 +103,11 @@ def _group(name: str) -> str:
     for title, names in OWN.items():
         if name in names:
             return title
-    return f"Suite {name.partition('.')[0]}" if "." in name else "Other metrics"
+    return _title(name.partition(".")[0]) if "." in name else "Other metrics"
+
+
+def _title(suite: str) -> str:
+    return f"Suite {suite}"
 
 
 def _metrics(names: Sequence[str], results: Results, decision: Decision) -> str:
@@ -133,7 +119,7 @@ def _metrics(names: Sequence[str], results: Results, decision: Decision) -> str:
     for name in names:
         gains = [results.comparisons[role].get(name) for role in compared]
         cells = [
-            _gain(name, role, gain, decision) if gain else ""
+            gain_cell(name, role, gain, decision) if gain else ""
             for role, gain in zip(compared, gains, strict=True)
         ]  # fmt: skip
         rows.append([metric_name(name), _values(name, roles, results), *cells])
@@ -158,7 +144,7 @@ def _values(name: str, roles: Sequence[str], results: Results) -> str:
     return f'<div class="plot"><ul>{figures}</ul>{drawn}</div>'
 
 
-def _gain(name: str, role: str, comparison: Comparison, decision: Decision) -> str:
+def gain_cell(name: str, role: str, comparison: Comparison, decision: Decision) -> str:
     """A difference with its interval, the margins of the rules about it, and the items behind it."""
     metric, gain = definition(name), comparison.improvement
     rules = [
@@ -178,49 +164,3 @@ def _gain(name: str, role: str, comparison: Comparison, decision: Decision) -> s
     )
     counts = f"{comparison.won} won, {comparison.lost} lost, {comparison.tied} tied"
     return f'{drawn}<span class="note">{with_interval(gain, metric.unit, signed=True)}<br>{counts}</span>'
-
-
-def _slices(name: str, results: Results) -> str:
-    roles = [role for role in ("champion", "baseline") if results.slices.get(role)]
-    found: dict[str, dict[str, Interval]] = {}
-    for role in roles:
-        for label, of_one in results.slices[role].items():
-            if name in of_one and of_one[name].improvement.count >= MIN_SLICE:
-                found.setdefault(label, {})[role] = of_one[name].improvement
-    if not found:
-        return ""
-    shown = dict(sorted(found.items())[:MAX_SLICES])
-    axis = axis_around(numbers([one for of_one in shown.values() for one in of_one.values()]))
-    rows = [[escape(label), *(_slice(label, of_one.get(role), role, name, axis) for role in roles),
-             str(max(one.count for one in of_one.values()))] for label, of_one in shown.items()]  # fmt: skip
-    known = {label for role in roles for label, of_one in results.slices[role].items() if name in of_one}
-    left = len(known) - len(shown)
-    caption = f"{left} slices with fewer items, or past the first {MAX_SLICES}, are left out." if left else ""
-    return table(["Slice", *(f"Against the {role}" for role in roles), "Items"], rows, caption=caption,
-                 numbers=[len(roles) + 1])  # fmt: skip
-
-
-def _slice(label: str, gain: Interval | None, role: str, name: str, axis: tuple[float, float]) -> str:
-    if gain is None:
-        return ""
-    title = f"{definition(name).label} in {label}: improvement over the {role}"
-    drawn = intervals(title, [span_of(gain, tone_of(gain))], axis, zero=True, show_axis=False)
-    return f'{drawn}<span class="note">{with_interval(gain, definition(name).unit, signed=True)}</span>'
-
-
-def _languages(results: Results) -> str:
-    """Token F1 of each release by language, where there are several."""
-    if len(results.by_language) < 2:
-        return ""
-    roles = [role for role in ORDER if role in results.values]
-    rows = []
-    for language, values in results.by_language.items():
-        found = {role: values[role] for role in roles if role in values}
-        spans = [span_of(one, TONES[role], role) for role, one in found.items()]
-        figures = "".join(
-            f'<li class="tone-{TONES[role]}">{figure(one.estimate)}</li>' for role, one in found.items()
-        )  # fmt: skip
-        picture = intervals(f"Token F1 in {language}", spans, (0.0, 1.0))
-        counts = str(max((one.count for one in found.values()), default=0))
-        rows.append([escape(language), f'<div class="plot"><ul>{figures}</ul>{picture}</div>', counts])
-    return "<h3>Token F1 by language</h3>" + table(["Language", "Value", "Items"], rows, numbers=[2])

@@ -8,11 +8,12 @@ from serin.core.artifacts import FileEntry, Manifest
 from serin.core.decision import Decision
 from serin.core.prompts import Prompt
 from serin.core.release import Part, Release
+from serin.core.statistics import Interval
 from serin.evaluate.config import EvaluateConfig, GatePolicy, Rule
 from serin.evaluate.gate import decide
 from serin.evaluate.metrics import compare, summarise
 from serin.evaluate.report_lineage import Behind
-from serin.evaluate.results import Answer, Comparison, Results
+from serin.evaluate.results import Answer, Comparison, Gap, JudgeSummary, Results, SuiteInfo
 
 CONFIG = EvaluateConfig(resamples=1000)
 LEVELS = {
@@ -87,6 +88,45 @@ def make_case(num_items: int = 120, policy: GatePolicy = POLICY, *, champion: bo
         },
         suites={"conversations": "c0" * 32, "golden": "d1" * 32, "attacks": "e2" * 32},
         review_agreement=0.71,
+        suite_info=(
+            SuiteInfo(
+                name="general",
+                kind="choices",
+                source="file:///general.jsonl",
+                num_items=120,
+                num_available=500,
+                metrics=("general.choice_accuracy",),
+            ),
+            SuiteInfo(name="harness", kind="harness", source="", skipped="lm-eval is not installed."),
+        ),
+        gaps={
+            role: (
+                Gap(
+                    metric="token_f1",
+                    label="language",
+                    best="en",
+                    worst="fr",
+                    difference=Interval(0.06, 0.01, 0.12, 40),
+                ),
+            )
+            for role in roles
+        },
+        judge={
+            "baseline": JudgeSummary(
+                model="judge-<1>",
+                prompt_version="v1",
+                num_items=50,
+                won=40,
+                lost=4,
+                tied=6,
+                inconsistent=3,
+                win_rate=Interval(0.86, 0.76, 0.95, 50),
+                num_human=20,
+                accuracy=0.85,
+                kappa=0.7,
+                corrected_win_rate=Interval(0.8, 0.66, 0.93, 50),
+            )
+        },
     )
     return Case(results, decide(results, policy), {role: answers_of(role) for role in roles}, behind_of(roles))
 

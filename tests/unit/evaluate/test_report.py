@@ -52,6 +52,8 @@ def test_every_metric_is_there_once_under_its_group(report: str, case: Case) -> 
     assert "Attacks that got what they wanted (attacks)" in safety
     assert "Time to the end (speed)" in speed
     assert "Suite general" in measured
+    assert "choices, 120 of 500 items of file:///general.jsonl" in measured
+    assert "Suite harness: lm-eval is not installed." in section(report, "what-was-not-compared")
 
 
 def test_differences_are_drawn_against_the_margins_of_the_gates_rules(report: str, case: Case) -> None:
@@ -105,6 +107,21 @@ def test_the_lineage_leads_from_the_source_to_the_decision(report: str, case: Ca
     lineage = section(report, "lineage")
     assert lineage.count(">the same<") == 12  # of two others' parts, all but the model
     assert "7c" * 32 in lineage  # every artefact's whole digest
+
+
+def test_people_the_judge_model_and_their_agreement_are_stated(report: str) -> None:
+    evidence = section(report, "judges-and-people")
+    assert "Preferred by reviewers<span" in evidence
+    assert "alpha 0.710" in evidence
+    assert "judge-&lt;1&gt;" in evidence
+    assert "85% of 20 pairs, kappa 0.700" in evidence
+    assert "corrected by people 0.8 (0.66 to 0.93); limit 0.5" in evidence
+
+
+def test_gaps_between_slices_name_the_two_that_differ_most(report: str) -> None:
+    slices = section(report, "by-slice")
+    assert "candidate: en over fr" in slices
+    assert "candidate 0.06 (0.01 to 0.12)" in slices
 
 
 def test_what_is_gone_behind_a_release_is_named(case: Case) -> None:
