@@ -136,6 +136,7 @@ def line_chart(
     unit: str = "",
     height: int = 220,
     include: Sequence[float] = (),
+    x_axis: Axis | None = None,
     x_names: tuple[str, str] | None = None,
 ) -> str:
     """Lines with bands around them, in a figure with a caption and a legend.
@@ -148,13 +149,15 @@ def line_chart(
         unit: after the values on the left.
         height: pixels.
         include: values that the upright axis must hold (0 for shares).
+        x_axis: places at the left and the right edge; None: where the lines begin and end.
         x_names: what the ends of the lower axis are called, instead of their values.
     """
     across = [x for one in lines for x, _ in one.points] + [x for one in lines for x, _, _ in one.band]
     across += [one.value for one in guides if not one.across]
     values = [y for one in lines for _, y in one.points] + [y for one in lines for _, *ends in one.band for y in ends]
     values += [one.value for one in guides if one.across]
-    x_axis, y_axis = (min(across), max(across)), axis_around(values, include=include or values[:1])
+    x_axis = x_axis or (min(across), max(across))
+    y_axis = axis_around(values, include=include or values[:1])
     drawn, values_named = _grid(y_axis, height, unit)
     drawn += "".join(_course(one, x_axis, y_axis, height) for one in lines)
     drawn += values_named + "".join(_guide(one, x_axis, y_axis, height) for one in guides)
@@ -219,18 +222,18 @@ def _axis_names(axis: Axis, zero: bool, limit: float | None, y: int) -> str:
     return "".join(f'<text x="{x}%" y="{y}" text-anchor="{anchor}">{text}</text>' for x, text, anchor in shown)
 
 
-def _ticks(axis: Axis) -> list[float]:
-    """Three to six round values inside an axis."""
+def _ticks(axis: Axis, most: int) -> list[float]:
+    """At most so many round values inside an axis, and a third of that at least."""
     reach = axis[1] - axis[0]
     base = 10.0 ** floor(log10(reach))
-    step = next(base * part for part in (0.2, 0.25, 0.5, 1.0) if reach / (base * part) <= 6)
+    step = next(base * part for part in (0.2, 0.25, 0.5, 1.0, 2.0, 2.5, 5.0) if reach / (base * part) <= most)
     first = ceil(axis[0] / step - 1e-9)
     return [number * step for number in range(first, floor(axis[1] / step + 1e-9) + 1)]
 
 
 def _grid(axis: Axis, height: int, unit: str) -> tuple[str, str]:
     """Lines, which go below the courses, and their values, which go above them."""
-    places = [(value, _down(value, axis, height)) for value in _ticks(axis)]
+    places = [(value, _down(value, axis, height)) for value in _ticks(axis, max(2, height // 40))]
     lines = "".join(f'<line class="grid" x1="0" x2="100%" y1="{y}" y2="{y}"/>' for _, y in places)
     return lines, "".join(f'<text x="2" y="{y - 3:.1f}">{short(value)}{escape(unit)}</text>' for value, y in places)
 

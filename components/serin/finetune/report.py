@@ -7,22 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-LARGE, SMALL = (640, 250), (312, 150)
-"""Width and height of a chart."""
-LEFT, RIGHT, TOP, BOTTOM = 54, 14, 14, 30
-"""What is left around a chart's axes for their labels."""
+from serin.core import page as shell
+from serin.core.page import Section, side_by_side, table
+from serin.core.palette import Tone
+from serin.core.pictures import Guide, Line, line_chart
+
 SMOOTHING = 0.9
 MOST_POINTS = 400
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1d2733; max-width: 46rem; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin-top: 2rem }
-table { border-collapse: collapse } td { padding: .15rem 1rem .15rem 0; vertical-align: top }
-td:first-child { color: #5b6b7b } svg { width: 100%; height: auto } .key, figcaption { color: #5b6b7b }
-figure { margin: 1rem 0 } .small { display: grid; grid-template-columns: 1fr 1fr; gap: 0 1.5rem }
-@media (max-width: 34rem) { .small { grid-template-columns: 1fr } }
-"""
-TRAIN_COLOUR, VALIDATION_COLOUR, RESUME_COLOUR = "#0f766e", "#c2410c", "#64748b"
 Points = Sequence[tuple[int, float]]
 
 
@@ -131,13 +123,11 @@ def curve_of(phase: str, progress: Path) -> Curve:
 
 
 def page(title: str, facts: Mapping[str, Any], curves: Iterable[Curve]) -> str:
-    """A page with a table of facts and a chart for each phase; needs no script and no other file."""
-    rows = "".join(f"<tr><td>{_text(name)}</td><td>{_text(value)}</td></tr>" for name, value in facts.items())
-    charts = "".join(f"<h2>{_text(curve.phase.capitalize())}</h2>{_charts(curve)}" for curve in curves)
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title>'
-        f"<style>{STYLE}</style></head><body><h1>{_text(title)}</h1><table>{rows}</table>{charts}</body></html>\n"
-    )
+    """A page with a table of facts and charts for each phase; needs no script and no other file."""
+    rows = [[html.escape(name), _text(value)] for name, value in facts.items()]
+    phases = [Section(curve.phase.capitalize(), _charts(curve)) for curve in curves]
+    trained = Section("What was trained", table(["What", "Value"], rows, widths=["30%", "70%"]) if rows else "")
+    return shell.page(title, kind="Fine-tuning", sections=[trained, *phases])
 
 
 def _charts(curve: Curve) -> str:
@@ -146,80 +136,27 @@ def _charts(curve: Curve) -> str:
     validation = sorted(curve.val_loss.items())
     if not train and not validation:
         return "<p>No step was run.</p>"
+    losses = [Line("training (smoothed)", train, Tone.CANDIDATE)] if train else []
+    losses += [Line("validation", validation, Tone.CHAMPION, dotted=True)] if validation else []
     small = (
         ("Learning rate", sorted(curve.lr.items())),
         ("Gradient norm before clipping (smoothed)", _smoothed(sorted(curve.grad_norm.items()))),
         ("Tokens per second (smoothed)", _smoothed(sorted(curve.speed.items()))),
     )
-    charts = "".join(
-        f"<figure>{_chart(name, _thinned(points), (), curve, SMALL)}<figcaption>{name}</figcaption></figure>"
+    charts = [
+        _chart(name, [Line(name, _thinned(points), Tone.CANDIDATE)], curve, height=110)
         for name, points in small
         if points
-    )
-    resumed = f" Dashed grey: went on after a kill ({curve.num_resumed})." if curve.num_resumed else ""
-    return (
-        _chart(f"Loss of {curve.phase}", train, validation, curve, LARGE)
-        + '<p class="key">Loss per learned token: green while training (smoothed), orange on validation samples.'
-        + f'{resumed}</p><div class="small">{charts}</div>'
-    )
+    ]
+    resumed = f'<p class="note">Dashed: went on after a kill ({curve.num_resumed}).</p>' if curve.num_resumed else ""
+    return _chart("Loss per learned token", losses, curve, height=240) + resumed + side_by_side(*charts)
 
 
-def _chart(name: str, line: Points, dotted: Points, curve: Curve, size: tuple[int, int]) -> str:
-    """One chart over the steps: a line, a dotted line, and a mark where training went on after a kill."""
-    values = [value for _, value in [*line, *dotted]]
-    low, high = min(values), max(values)
-    frame = _Frame(low, high if high > low else low + max(abs(low), 1e-6), max(1, curve.num_steps), *size)
-    dots = "".join(f'<circle cx="{x}" cy="{y}" r="3" fill="{VALIDATION_COLOUR}"/>' for x, y in frame.places(dotted))
-    marks = "".join(
-        f'<path class="resumed" d="M{x} {TOP}V{frame.foot}" stroke="{RESUME_COLOUR}" stroke-dasharray="3 3"/>'
-        for x, _ in frame.places([(step, low) for step in curve.resumed_at])
-    )
-    lines = frame.polyline(line, TRAIN_COLOUR) + (frame.polyline(dotted, VALIDATION_COLOUR) if dotted else "")
-    return (
-        f'<svg viewBox="0 0 {frame.width} {frame.height}" role="img" aria-label="{_text(name)}" font-size="11" '
-        f'fill="#5b6b7b">{frame.drawn()}{marks}{lines}{dots}</svg>'
-    )
-
-
-@dataclass(frozen=True)
-class _Frame:
-    """Where values lie in a chart."""
-
-    low: float
-    high: float
-    num_steps: int
-    width: int
-    height: int
-
-    @property
-    def foot(self) -> int:
-        """Where the lower axis is."""
-        return self.height - BOTTOM
-
-    def places(self, points: Points) -> list[tuple[str, str]]:
-        across, down = self.width - LEFT - RIGHT, self.foot - TOP
-        return [
-            (
-                f"{LEFT + across * step / self.num_steps:.1f}",
-                f"{TOP + down * (self.high - value) / (self.high - self.low):.1f}",
-            )
-            for step, value in points
-        ]
-
-    def polyline(self, points: Points, colour: str) -> str:
-        places = " ".join(f"{x},{y}" for x, y in self.places(points))
-        return f'<polyline points="{places}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
-
-    def drawn(self) -> str:
-        """Axes with their ends named."""
-        right = self.width - RIGHT
-        return (
-            f'<path d="M{LEFT} {TOP}V{self.foot}H{right}" fill="none" stroke="#9aa7b4"/>'
-            f'<text x="{LEFT - 6}" y="{TOP + 4}" text-anchor="end">{_short(self.high)}</text>'
-            f'<text x="{LEFT - 6}" y="{self.foot + 4}" text-anchor="end">{_short(self.low)}</text>'
-            f'<text x="{LEFT}" y="{self.foot + 18}">0</text>'
-            f'<text x="{right}" y="{self.foot + 18}" text-anchor="end">{self.num_steps} steps</text>'
-        )
+def _chart(name: str, lines: Sequence[Line], curve: Curve, *, height: int) -> str:
+    """One chart over the steps, marked where training went on after a kill."""
+    resumes = [Guide(step, "", across=False) for step in curve.resumed_at]
+    ends = (0.0, float(max(1, curve.num_steps)))
+    return line_chart(name, lines, guides=resumes, x_axis=ends, x_name="steps", height=height)
 
 
 def _smoothed(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
@@ -237,11 +174,6 @@ def _thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
         return []
     stride = max(1, len(points) // MOST_POINTS)
     return [*points[::stride], *points[-1:]]
-
-
-def _short(value: float) -> str:
-    """A number for an axis."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _text(value: Any) -> str:

@@ -67,7 +67,7 @@ def watch(config: MonitorConfig, release: Release, dataset: Artifact, context: S
         (output / DECISION).write_text(decision.model_dump_json(indent=1), encoding="utf-8")
         html = config.evidently_html or decision.outcome != "none"
         write_evidently(output, reference, _questions(dataset).texts, events, config, html=html)
-        write_page(output / REPORT, release.id, signals, decision)
+        write_page(output / REPORT, release.id, signals, decision, config.policy)
         metadata = {"outcome": decision.outcome, "num_events": len(events)}
         return Built(metadata=metadata, content=decision.model_dump(mode="json"))  # Evidently's ids are random
 
