@@ -234,7 +234,8 @@ border:2.5px solid;font-size:1.5rem;font-weight:700;line-height:1}
 .badge{display:inline-block;padding:.05rem .55rem;border-radius:1rem;font-size:.82rem;font-weight:600;
 white-space:nowrap}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(10.5rem,1fr));gap:.8rem;margin:1rem 0}
-.tile{min-width:0;max-width:24rem;overflow-wrap:anywhere;padding:.8rem 1rem;border:1px solid var(--line);border-radius:.7rem}
+.tile{min-width:0;max-width:24rem;overflow-wrap:anywhere;
+padding:.8rem 1rem;border:1px solid var(--line);border-radius:.7rem}
 .tile dt{color:var(--muted);font-size:.85rem}.tile dd{margin:0}
 .tile .figure{display:block;font-size:1.65rem;font-weight:650;line-height:1.25;letter-spacing:-.02em;
 font-variant-numeric:tabular-nums}.tile .note{display:block;font-size:.82rem;line-height:1.35}
