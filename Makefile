@@ -54,8 +54,15 @@ bench-finetune: setup
 	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	@$(BIN)/python tests/bench/finetune.py
 
-bench-serve: setup
-	@$(BIN)/python tests/bench/serve.py
+bench-serve: setup $(VENV)/litellm/bin/litellm
+	@LITELLM=$(VENV)/litellm/bin/litellm $(BIN)/python tests/bench/serve.py
+
+# the gateway's contender, which needs other versions of much that we have
+$(VENV)/litellm/bin/litellm: tests/bench/serve_litellm.txt
+	@echo "Setting up LiteLLM's proxy in $(VENV)/litellm ..."
+	@$(PYTHON) -m venv $(VENV)/litellm
+	@$(VENV)/litellm/bin/pip install --quiet --no-deps --requirement tests/bench/serve_litellm.txt
+	@touch $@
 
 bench-soak: setup
 	@$(BIN)/python tests/bench/serve_soak.py

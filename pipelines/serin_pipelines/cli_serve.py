@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -191,15 +192,18 @@ def bench(
         typer.echo(report.model_dump_json())
         return
     columns = {
-        "offered": "offered_qps", "answered/s": "completed_qps", "within bound/s": "goodput_qps", "shed": "shed",
-        "failed": "failed", "p50 ms": "latency_p50_ms", "p95 ms": "latency_p95_ms", "TTFT p95 ms": "ttft_p95_ms",
-        "ITL p95 ms": "itl_p95_ms", "tokens/s": "completion_tokens_per_s", "cost/1k": "cost_per_1k_answers",
+        "asked": "offered_qps", "answered": "completed_qps", "in time": "goodput_qps", "shed": "shed",
+        "failed": "failed", "p50": "latency_p50_ms", "p95": "latency_p95_ms", "TTFT p95": "ttft_p95_ms",
+        "ITL p95": "itl_p95_ms", "tokens": "completion_tokens_per_s", "cost/1k": "cost_per_1k_answers",
     }  # fmt: skip
-    table = Table(*columns, box=None)
+    table = Table(*columns, box=None, padding=(0, 1, 0, 0), title="a second; times in ms", title_justify="left")
     for level in report.levels:
         found = [getattr(level, name) for name in columns.values()]
-        table.add_row(*("-" if value is None else f"{value:g}" for value in found))
+        table.add_row(*("-" if value is None else f"{value:.4g}" for value in found))
     console.print(table)
+    statuses = sum((Counter(level.statuses) for level in report.levels), Counter[str]())
+    if failed := ", ".join(f"{count} with {name}" for name, count in statuses.items() if name not in ("200", "429")):
+        console.print(f"Failed, by HTTP status (0: broken off, or too slow): {failed}.")
     console.print(f"{report.qps_at_p95:g} answers a second with p95 within {p95_ms:g} ms")
 
 

@@ -11,6 +11,7 @@ import io
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,18 @@ from serin.core.errors import ConfigError, InputError, ServingError
 COLUMNS = ("offset_s", "ContextTokens", "GeneratedTokens")
 CHARS_PER_TOKEN = 4
 TIMEOUT_S = 120.0
-FILLER = "Please look at my order and at what your terms say about it before you answer. "
+STORY = (
+    "I ordered a blue lamp two weeks ago and paid by card.",
+    "The parcel came on Tuesday with a dent in one corner.",
+    "The lamp works, but the shade has a small crack near the base.",
+    "A neighbour took the parcel in because I was at work that day.",
+    "My sister bought the same lamp last spring and is happy with it.",
+    "The receipt says that the warranty runs for two years.",
+    "I still have the box and everything that was in it.",
+    "Is it better to send it back or to have the shade replaced?",
+    "How long would a new shade take to get to Lyon?",
+)
+"""What questions are made of: what a customer might say, since the endpoint's rails look at it."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,8 @@ class Level(BaseModel):
     """429."""
     failed: int
     """Everything else that is no answer."""
+    statuses: dict[str, int]
+    """Requests by HTTP status; 0: the connection broke or took too long."""
     latency_p50_ms: float | None
     latency_p95_ms: float | None
     latency_p99_ms: float | None
@@ -197,10 +211,9 @@ async def _one(session: Any, load: Load, number: int, ask: Ask) -> Seen:
     import aiohttp
 
     chars = min(int(ask.prompt_tokens * load.tokens_scale * CHARS_PER_TOKEN), load.max_prompt_chars)
-    question = f"Question {number}: where is my order? "
     body = {
         "model": load.model,
-        "messages": [{"role": "user", "content": (question + FILLER * (chars // len(FILLER) + 1))[: max(chars, 36)]}],
+        "messages": [{"role": "user", "content": question_of(number, chars)}],
         "max_tokens": max(1, min(round(ask.max_tokens * load.tokens_scale), load.max_answer_tokens)),
         "stream": True,
         "stream_options": {"include_usage": True},
@@ -217,6 +230,15 @@ async def _one(session: Any, load: Load, number: int, ask: Ask) -> Seen:
         seen.status = 0
     seen.latency_s = time.perf_counter() - began
     return seen
+
+
+def question_of(number: int, chars: int) -> str:
+    """A question of about so many characters, another one for every number."""
+    text = f"Hello, this is about order {number}."
+    while len(text) < chars:
+        text += " " + STORY[number % len(STORY)]
+        number += 1
+    return text[: max(chars, 36)]
 
 
 async def _read_stream(response: Any, seen: Seen, began: float) -> None:
@@ -264,6 +286,7 @@ def _summary(load: Load, seen: Sequence[Seen], wall_s: float) -> Level:
         answered=len(answers),
         shed=shed,
         failed=len(seen) - len(answers) - shed,
+        statuses={str(status): count for status, count in sorted(Counter(one.status for one in seen).items())},
         latency_p50_ms=quantile(latencies, 0.5),
         latency_p95_ms=quantile(latencies, 0.95),
         latency_p99_ms=quantile(latencies, 0.99),

@@ -20,7 +20,10 @@ from serin.serve.budgets import Budgets
 from serin.serve.errors import RequestError
 
 WINDOW_SAMPLES = 40
-"""Answers that a look at the quantile rests on."""
+"""Answers that a look at the quantile rests on, at most."""
+LATE_SAMPLES = 2
+"""One more above the quantile's bound, and the window's quantile is beyond it whatever else comes: a slow engine's
+overload is answered after three answers, not after forty."""
 HIGH, LOW = 0.9, 0.8
 """Shares of the bound above which the limit falls, and below which it may rise."""
 DEEPEST_CUT = 0.6
@@ -75,10 +78,9 @@ class AdaptiveLimit:
             self._skip -= 1
             return
         self._samples.append(latency_ms)
-        if len(self._samples) >= WINDOW_SAMPLES:
-            self._steer(
-                sorted(self._samples)[math.ceil(0.95 * len(self._samples)) - 1] / self._config.p95_ms, in_flight
-            )
+        late = [sample for sample in self._samples if sample > HIGH * self._config.p95_ms]
+        if len(self._samples) >= WINDOW_SAMPLES or len(late) > LATE_SAMPLES:
+            self._steer(sorted(self._samples)[-1 - LATE_SAMPLES] / self._config.p95_ms, in_flight)
             self._samples.clear()
             self._was_full = False
 

@@ -11,9 +11,11 @@ from aiohttp import web
 from typer.testing import CliRunner, Result
 
 from serin.core.errors import ConfigError, InputError, ServingError
+from serin.core.policy import default_policy
+from serin.serve.guardrails import Guardrails
 from serin.serve.keys import KeyRing
 from serin_pipelines.cli_serve import app
-from serin_pipelines.load import Ask, at_rate, read_trace
+from serin_pipelines.load import Ask, at_rate, question_of, read_trace
 
 
 def invoke(*arguments: str) -> Result:
@@ -67,7 +69,7 @@ class FakeEndpoint:
     """Streams five pieces 10 ms apart; refuses every tenth request."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count, self.status = 0, 429
         self.bodies: list[dict[str, Any]] = []
 
     async def health(self, _: web.Request) -> web.Response:
@@ -77,7 +79,7 @@ class FakeEndpoint:
         self.bodies.append(await request.json())
         self.count += 1
         if self.count % 10 == 0:
-            return web.json_response({"error": {}}, status=429)
+            return web.json_response({"error": {}}, status=self.status)
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
         for number in range(5):
@@ -130,6 +132,7 @@ def test_a_replay_says_what_was_answered_how_fast_and_at_what_price(
     slow, fast = report["levels"]
     assert (slow["requests"], fast["requests"]) == (10, 30)
     assert (slow["answered"], slow["shed"], slow["failed"]) == (9, 1, 0)
+    assert fast["statuses"] == {"200": 27, "429": 3}
     assert slow["ttft_p50_ms"] >= 10
     assert slow["itl_p50_ms"] >= 5
     assert slow["cost_per_1k_answers"] == pytest.approx(10.0)
@@ -137,8 +140,19 @@ def test_a_replay_says_what_was_answered_how_fast_and_at_what_price(
     assert report["goodput_qps"] > 5
     assert max(body["max_tokens"] for body in fake.bodies) == 30
     assert len(fake.bodies[9]["messages"][0]["content"]) == 400
+    assert len({body["messages"][0]["content"] for body in fake.bodies[10:]}) == 30
     table = invoke("bench", "--trace", str(trace), "--url", url, "--rates", "5", "--seconds", "1")
     assert "within" in table.output
+    fake.status = 400
+    refused = invoke("bench", "--trace", str(trace), "--url", url, "--rates", "5", "--seconds", "1")
+    assert "1 with 400" in refused.output
+
+
+def test_no_rail_takes_a_question_of_the_replay_for_something_else():
+    guardrails = Guardrails(default_policy())
+    asked = [question_of(number, chars) for number in range(9) for chars in (36, 120, 500, 2000)]
+    assert [len(text) for text in asked[:4]] == [36, 120, 500, 2000]
+    assert not [text for text in asked if guardrails.check("input", text).actions]
 
 
 def test_a_replay_to_nobody_says_so(tmp_path: Path):

@@ -149,3 +149,13 @@ def test_the_bound_can_be_on_the_first_token():
         now += 5.0
         lease.done(tokens=3, ttft_ms=20)
     assert admission.limit == 4
+
+
+def test_a_few_answers_that_are_far_too_late_are_enough():
+    now = 0.0
+    admission = Admission(AdmissionConfig(p95_ms=100, start_in_flight=16), clock=lambda: now)
+    leases = [admission.enter() for _ in range(16)]
+    now = 2.0  # a slow engine: forty answers, which a whole window needs, would take it minutes
+    for number, lease in enumerate(leases):
+        assert admission.limit == (16 if number < 3 else 9)
+        lease.done(tokens=3)
