@@ -20,6 +20,7 @@ COMPONENTS = (
     "components/external-secrets",
     "components/gateway-replicas",
     "kserve/llm",
+    "kserve/llm-pair",
     "kserve/vllm",
     "kserve/vllm-canary",
     "kserve/vllm-fp8",

@@ -83,16 +83,18 @@ def test_quantisation_adds_to_the_arguments_and_changes_none(scratch: Path) -> N
     assert quantised == [*plain, "--quantization=fp8", "--kv-cache-dtype=fp8"]
 
 
-def test_the_canary_differs_from_the_champion_by_its_adapter_only(scratch: Path) -> None:
-    spec = one(build("prod + kserve/vllm-canary", scratch), "InferenceService", "assistant")["spec"]
-    canary = copy.deepcopy(spec["canary"][0]["predictor"])
-    assert 0 < spec["canary"][0]["trafficPercent"] < 50
-    assert {"minReplicas", "maxReplicas"}.isdisjoint(spec["predictor"]), "a canary needs fixed replicas"
-    assert canary["model"]["args"].pop() != spec["predictor"]["model"]["args"][-1]
-    assert canary["model"]["args"] == spec["predictor"]["model"]["args"][:-1]
-    assert {key: canary[key] for key in ("labels", "securityContext", "serviceAccountName")} == {
-        key: spec["predictor"][key] for key in ("labels", "securityContext", "serviceAccountName")
-    }
+def test_what_a_rollout_splits_has_fixed_replicas_and_a_route(scratch: Path) -> None:
+    service = one(build("prod + kserve/vllm-canary", scratch), "InferenceService", "assistant")
+    assert {"minReplicas", "maxReplicas"}.isdisjoint(service["spec"]["predictor"]), "a canary needs fixed replicas"
+    assert "networking.kserve.io/visibility" not in service["metadata"]["labels"]
+
+
+def test_two_services_of_a_group_differ_in_their_weight_only(scratch: Path) -> None:
+    objects = build("prod + kserve/llm-pair", scratch)
+    first, second = (copy.deepcopy(one(objects, "LLMInferenceService", f"assistant{end}")) for end in ("", "-next"))
+    assert second["spec"]["router"]["route"].pop("weight") == 0
+    assert first["spec"]["router"]["route"].pop("weight") > 0
+    assert first["spec"] == second["spec"]
 
 
 def test_engines_are_not_reached_from_outside(scratch: Path, prod: list[Object]) -> None:

@@ -130,6 +130,10 @@ class KubernetesApi:
         """Create an object."""
         return self._answer("POST", path, body=body)
 
+    def put(self, path: str, body: Mapping[str, Any], **query: Any) -> dict[str, Any]:
+        """Replace an object; with the ``resourceVersion`` that was read, RefusedError 409 where it changed since."""
+        return self._answer("PUT", path, query, body)
+
     def delete(self, path: str, options: Mapping[str, Any], timeout_s: float = READ_S) -> dict[str, Any]:
         """Delete an object with DeleteOptions."""
         body = {"apiVersion": "v1", "kind": "DeleteOptions", **options}

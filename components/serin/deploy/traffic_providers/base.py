@@ -1,8 +1,8 @@
 """The interface of traffic providers: read what an endpoint serves, and have it serve a split.
 
 A provider is declarative.  ``apply`` is told the whole split each time, so that the same call can be made again after
-a crash, and what the endpoint was told last is kept beside the endpoint itself (an annotation, or the gateway's state),
-so that a controller which starts anew can tell an edit by someone else from its own work.
+a crash, and what the endpoint was told last is kept beside the endpoint itself (a Lease, or the gateway's state), so
+that a controller which starts anew can tell an edit by someone else from its own work.
 """
 
 from dataclasses import dataclass
@@ -79,9 +79,13 @@ class TrafficProvider(Protocol):
         index, prompt and guardrails change together, since a release holds them all.  Nothing is left half-told: the
         endpoint keeps the split before, or has the new one.
 
+        A candidate gets its first share only after it was applied with a share of 0 and became ready.
+
         Raises:
+            ConfigError: the split contradicts itself, or the target cannot have it.
             DriftError: somebody changed the endpoint since it was told.
             FencedError: a later lease has told it something.
+            NotReadyError: the candidate cannot take a share, or all, yet; or a gateway does not answer.
             UnavailableError: the API did not answer.
             ServingError: the endpoint refuses.
         """

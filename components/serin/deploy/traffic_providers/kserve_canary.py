@@ -1,0 +1,145 @@
+"""KServe's ``spec.canary``, in Standard mode from 0.20 on: a second Deployment, and weights in KServe's HTTPRoute.
+
+What KServe does with it (kserve/kserve, pkg/controller/v1beta1/inferenceservice/components/predictor.go, and pull
+request 5672): a canary's predictor is the stable one with the canary's fields laid over it; its Deployment is named
+``{service}-{name}-predictor``; a promotion that gives the stable predictor the canary's name restarts no pod; the
+canaries' replicas are subtracted from the stable predictor's ``minReplicas``.  KServe 0.20.0 sends traffic to canaries
+that are not ready (issue 5983): the first split of a rollout has to have a share of 0.
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from serin.core.errors import ConfigError, ServingError
+from serin.core.kubernetes import NOT_FOUND, RefusedError
+from serin.deploy.traffic_providers.base import Split
+from serin.deploy.traffic_providers.cluster import Object, Readiness, Step, condition, edited, unseen
+from serin.deploy.traffic_providers.kserve import STANDARD, InferenceServiceProvider
+from serin.deploy.traffic_providers.ledger import require_taken
+from serin.deploy.traffic_providers.pods import judged, pods_of
+from serin.deploy.traffic_providers.releases import RELEASE_LABEL, filled, short
+
+AUTOSCALING = ("scaleTarget", "scaleMetric", "scaleMetricType", "autoScaling")
+VISIBILITY = "networking.kserve.io/visibility"
+FAILED_LOADS = ("BlockedByFailedLoad", "InvalidSpec")
+CONTAINER = "kserve-container"
+
+
+class KServeCanary(InferenceServiceProvider):
+    """Splits an InferenceService's traffic between its predictor and one canary."""
+
+    modes = STANDARD
+    other_kind = "kserve_knative"
+
+    def wanted(self, objects: Mapping[str, Object], split: Split, before: Split | None) -> list[Step]:
+        """See ClusterProvider."""
+        spec = copy.deepcopy(objects[self.name]["spec"])
+        spec.pop("canary", None)
+        promoted = before is not None and before.candidate == split.champion
+        spec["predictor"] = self._stable(spec["predictor"], split, promoted=promoted)
+        if split.candidate:
+            canary = self._canary(spec["predictor"], split.candidate)
+            spec["canary"] = [{"trafficPercent": round(split.percent), "predictor": canary}]
+        return [(self.name, edited(objects[self.name], spec))]
+
+    def readiness(self, objects: Mapping[str, Object], split: Split) -> Readiness:
+        """See ClusterProvider."""
+        assert split.candidate
+        item, name = objects[self.name], _name(split.candidate)
+        pods = judged(pods_of(self.api, self.namespace, **{RELEASE_LABEL: short(split.candidate)}))
+        status = next((one for one in item.get("status", {}).get("canaryStatuses", []) if one["name"] == name), None)
+        model = (status or {}).get("modelStatus", {})
+        if model.get("transitionStatus") in FAILED_LOADS:
+            why = model.get("lastFailureInfo", {})
+            reason = f"The model does not load: {why.get('message') or why.get('reason', 'no reason given')}."
+            return Readiness(False, reason, True, pods.restarts)
+        if pods.failed:
+            return pods
+        if status is None or unseen(item):
+            return Readiness(False, "KServe has not made the canary yet.", False, pods.restarts)
+        if not status["ready"]:
+            reason = condition(item, "CanaryPredictorReady").get("reason") or "no pod of it is available"
+            return Readiness(False, pods.reason or f"The canary is not ready ({reason}).", False, pods.restarts)
+        return pods
+
+    def require_usable(self, objects: Mapping[str, Object]) -> None:
+        """See ClusterProvider."""
+        super().require_usable(objects)
+        item, spec = objects[self.name], objects[self.name]["spec"]
+        where = f"InferenceService {self.name}"
+        for component in ("transformer", "explainer"):
+            if component in spec:
+                raise ConfigError(
+                    f"{where} has a {component}, which a canary would not change with its predictor: split the traffic "
+                    "before it, with kind httproute."
+                )
+        predictor = spec["predictor"]
+        scaled = [name for name in AUTOSCALING if name in predictor]
+        if predictor.get("maxReplicas", 0) not in (0, predictor.get("minReplicas", 1)):
+            scaled.append("maxReplicas")
+        if scaled:
+            raise ConfigError(
+                f"{where} scales by itself ({', '.join(scaled)}), and a canary's replicas are fixed: leave that out of "
+                "its predictor, and set 'replicas' in 'traffic'."
+            )
+        if item["metadata"].get("labels", {}).get(VISIBILITY) == "cluster-local":
+            raise ConfigError(
+                f"{where} is cluster-local, so KServe makes no HTTPRoute that could split: remove the label "
+                f"{VISIBILITY}, and have KServe use an internal Gateway."
+            )
+        self._require_route()
+        self._require_canaries(item)
+
+    def _require_route(self) -> None:
+        path = f"/apis/gateway.networking.k8s.io/v1/namespaces/{self.namespace}/httproutes/{self.name}"
+        try:
+            self.api.get(path)
+        except RefusedError as error:
+            if error.status != NOT_FOUND:
+                raise
+            raise ConfigError(
+                f"KServe has made no HTTPRoute {self.name}, and canaries are split in one: set enableGatewayApi in "
+                "KServe's ingress settings, or use kind gateway."
+            ) from error
+
+    def _require_canaries(self, item: Object) -> None:
+        """Ask the API server, without writing: it drops fields that it does not know without a word."""
+        spec = copy.deepcopy(item["spec"])
+        probe = self._named(spec["predictor"], {"name": "probe", "minReplicas": 1})
+        spec["canary"] = [*spec.get("canary", []), {"trafficPercent": 0, "predictor": probe}]
+        sent = edited(item, spec)
+        sent.pop("status", None)
+        try:
+            require_taken(self.api.put(self.paths()[self.name], sent, dryRun="All")["spec"], spec, f"{self.name}.spec")
+        except ServingError as error:
+            raise ConfigError(
+                "This cluster's InferenceServices have no 'canary': KServe 0.20 or later is needed; use kind httproute "
+                "or gateway until then."
+            ) from error
+
+    def _stable(self, predictor: Object, split: Split, *, promoted: bool) -> Object:
+        made = self.predictor_of(predictor, split.champion)
+        candidates = self.config.candidate_replicas or self.config.replicas
+        # The canary's are subtracted again by KServe.
+        made["minReplicas"] = self.config.replicas + (candidates if split.candidate else 0)
+        if "maxReplicas" in made:
+            made["maxReplicas"] = made["minReplicas"]
+        return {**made, "name": _name(split.champion)} if promoted else made
+
+    def _canary(self, stable: Mapping[str, Any], release_id: str) -> Object:
+        fields = filled(self.config.release_fields, self.release_of(release_id))
+        replicas = self.config.candidate_replicas or self.config.replicas
+        labels = {"labels": {**fields.get("labels", {}), RELEASE_LABEL: short(release_id)}}
+        return self._named(stable, {**fields, **labels, "name": _name(release_id), "minReplicas": replicas})
+
+    def _named(self, stable: Mapping[str, Any], canary: Object) -> Object:
+        """A canary's definition asks for two fields of a model that it would otherwise take from the stable one."""
+        if "model" not in stable:
+            return canary
+        model = {"name": CONTAINER, "modelFormat": stable["model"]["modelFormat"], **canary.get("model", {})}
+        return {**canary, "model": model}
+
+
+def _name(release_id: str) -> str:
+    return f"r{short(release_id)}"
