@@ -7,8 +7,9 @@ servers run the whole time; the one that is not asked is stopped (SIGSTOP), and 
 machine does falls on both.  A ratio is the median over the turns.
 
 For the turns the contender gets a small key-value cache, which is kind to it: by itself it takes nine tenths of the
-machine's memory for one.  ``rss_vs_transformers_serve`` is against the peak that it has as it starts by itself, and
-``rss_vs_transformers_serve_small_cache`` against the one in the turns.
+machine's memory for one.  ``rss_vs_transformers_serve`` is against the peak that it has as it starts by itself; where
+that much is not free, as it starts with a quarter of the memory; and where not even that is, against the peak in the
+turns, which is ``rss_vs_transformers_serve_small_cache``.  ``rss_contender_cache`` says which it was.
 """
 
 import asyncio
@@ -40,7 +41,9 @@ SMALL_CACHE = ("--cb-num-blocks", "256", "--cb-block-size", "32", "--cb-max-batc
 CAPPED = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 CONTENDER = "transformers serve"
 OURS = "serin engine"
-OWN_CACHE_FRACTION = 0.9
+OWN_CACHE_FRACTION, LESS_CACHE_FRACTION, ROOM = 0.9, 0.25, 0.15
+"""Shares of all memory: what the contender takes by itself, what it is given where that is not free, and what must be
+left over then."""
 OWN_CACHE = "transformers serve, its own cache size"
 
 
@@ -211,13 +214,13 @@ def compare(model_dir: Path, folder: Path, turns: int, turn_s: float, cache: Seq
 
 
 def _own_cache_rss_mib(model_dir: Path, folder: Path, cache: Sequence[str]) -> float | None:
-    """The contender's peak with its own size of cache, after some seconds of work; None where that was not measured.
+    """The contender's peak with a cache of a size of its own, after some seconds of work; None: not measured.
 
-    It sizes itself by the machine's memory whether that is free or not, so nothing is started where it is not.
+    It sizes itself by the machine's memory whether that is free or not, so it is not let where it is not.
     """
-    memory = psutil.virtual_memory()
-    if not cache and memory.available < OWN_CACHE_FRACTION * memory.total:
-        print(f"{OWN_CACHE}: not measured, since it takes {OWN_CACHE_FRACTION:.0%} of all memory.", file=sys.stderr)
+    cache = cache or own_cache_options(psutil.virtual_memory())
+    if cache is None:
+        print(f"{OWN_CACHE}: not measured, since memory is scarce.", file=sys.stderr)
         return None
     server = Server.start(CONTENDER, model_dir, folder, cache)
     try:
@@ -229,6 +232,19 @@ def _own_cache_rss_mib(model_dir: Path, folder: Path, cache: Sequence[str]) -> f
         return None
     finally:
         server.end()
+
+
+def own_cache_options(memory: Any) -> Sequence[str] | None:
+    """Options for a cache of the contender's own size, or of a quarter of the memory; None where neither is free.
+
+    Args:
+        memory: ``total`` and ``available``, bytes.
+    """
+    if memory.available >= OWN_CACHE_FRACTION * memory.total:
+        return ("--cb-max-memory-percent", str(OWN_CACHE_FRACTION))
+    if memory.available >= (LESS_CACHE_FRACTION + ROOM) * memory.total:
+        return ("--cb-max-memory-percent", str(LESS_CACHE_FRACTION))
+    return None
 
 
 def summary(found: dict[str, Any]) -> dict[str, Any]:
@@ -253,7 +269,7 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
     }
     return {
         "tps_vs_transformers_serve": {c: round(ratio, 2) for c, ratio in ratios.items()},
-        "rss_vs_transformers_serve": own_cache and round(found["rss_mib"][OURS] / own_cache, 3),
+        "rss_vs_transformers_serve": round(found["rss_mib"][OURS] / (own_cache or found["rss_mib"][CONTENDER]), 3),
         "rss_vs_transformers_serve_small_cache": round(found["rss_mib"][OURS] / found["rss_mib"][CONTENDER], 3),
         "cpu_ms_per_token": max(row["cpu_ms_per_token"] for row in rows[OURS].values()),
         "rss_mib": {name: value and round(value) for name, value in found["rss_mib"].items()},
@@ -271,12 +287,11 @@ def run(
         sizes: of ``SIZES``, the smallest first.
         turns: of each server at each number of clients.
         turn_s: seconds of a turn, at least.
-        cache: options of the contender's cache where its memory is measured; none leaves the size to it.
+        cache: options of the contender's cache where its memory is measured; none: as much as it takes, or is free.
 
     Returns:
-        ``tps_vs_transformers_serve`` (by clients, the least of the models), ``rss_vs_transformers_serve`` (the most;
-        None where it did not start), ``cpu_ms_per_token`` (of the first model, the most of the numbers of clients),
-        and ``models`` with the rest.
+        ``tps_vs_transformers_serve`` (by clients, the least of the models), ``rss_vs_transformers_serve`` (the most),
+        ``cpu_ms_per_token`` (of the first model, the most of the numbers of clients), and ``models`` with the rest.
     """
     models: dict[str, dict[str, Any]] = {}
     for name in sizes:
@@ -284,12 +299,13 @@ def run(
             model_dir = make_model(Path(folder) / "model", SIZES[name])
             models[name] = summary(compare(model_dir, Path(folder), turns, turn_s, cache))
         _print(name, models[name])
-    memory = [model["rss_vs_transformers_serve"] for model in models.values()]
+    by_itself = all(model["rss_mib"][OWN_CACHE] for model in models.values())
     return {
         "tps_vs_transformers_serve": {
             str(c): min(model["tps_vs_transformers_serve"][str(c)] for model in models.values()) for c in CLIENTS
         },
-        "rss_vs_transformers_serve": None if None in memory else max(memory),
+        "rss_vs_transformers_serve": max(model["rss_vs_transformers_serve"] for model in models.values()),
+        "rss_contender_cache": "as it takes" if by_itself else "small",
         "rss_vs_transformers_serve_small_cache": max(
             model["rss_vs_transformers_serve_small_cache"] for model in models.values()
         ),

@@ -4,9 +4,10 @@
     .venv/bin/python tests/bench/serve_soak.py --minutes 0.5
 
 Clients read streamed and whole answers, and some vanish in the middle.  The backend is killed and started again; a
-release with another index comes as candidate and becomes champion, then the first one comes back.  Every answer names
-the model that gave it and repeats its question's number, so one that is mixed or misrouted is seen; afterwards every
-answer must have its event, and the gateway's memory must not have grown.  Loopback only.
+release with another index comes as candidate, in the shadow of a fifth of the champion's requests too, and becomes
+champion, then the first one comes back.  Every answer names the model that gave it and repeats its question's number,
+so one that is mixed or misrouted is seen; afterwards every answer must have its event, every shadow its champion's, and
+the gateway's memory must not have grown.  Loopback only.
 """
 
 import argparse
@@ -229,9 +230,9 @@ async def disturb(gateway: Any, stage: Stage, stack: contextlib.ExitStack, secon
     first, second = stage.releases
     stack.enter_context(backend(stage.backend_port))
     steps: list[dict[str, Any]] = [
-        {"champion": first, "candidate": second, "candidate_weight_percent": 50},
+        {"champion": first, "candidate": second, "candidate_weight_percent": 50, "mirror_percent": 20},
         {"champion": second},
-        {"champion": second, "candidate": first, "candidate_weight_percent": 30},
+        {"champion": second, "candidate": first, "candidate_weight_percent": 30, "mirror_percent": 20},
         {"champion": first},
     ]
     began, process = time.monotonic(), psutil.Process(gateway.pid)
@@ -256,7 +257,7 @@ def _kill_and_start(stack: contextlib.ExitStack, port: int) -> None:
 
 def run(seconds: float) -> dict[str, Any]:
     """Soak a gateway; returns the figures."""
-    from serin.core.events import read_events
+    from serin.core.events import read_events, read_shadows
     from serin.core.gateway_client import GatewayProcess
     from serin.core.storage import storage_for
 
@@ -279,8 +280,9 @@ def run(seconds: float) -> dict[str, Any]:
         finally:
             for variable, value in before.items():
                 os.environ.pop(variable, None) if value is None else os.environ.__setitem__(variable, value)
-        events = read_events(storage_for(stage.uri), ENDPOINT)
-    return summary(outcome, events, seconds)
+        storage = storage_for(stage.uri)
+        events, shadows = read_events(storage, ENDPOINT), read_shadows(storage, ENDPOINT)
+    return summary(outcome, events, seconds) | shadow_summary(events, shadows)
 
 
 async def _traffic(
@@ -326,6 +328,21 @@ def summary(outcome: Outcome, events: list[Any], seconds: float) -> dict[str, An
     }
 
 
+def shadow_summary(events: list[Any], shadows: list[Any]) -> dict[str, Any]:
+    """How many shadows there were, and how many do not fit the champion's request that they stand beside."""
+    from serin.core.events import shadow_pairs
+
+    pairs = shadow_pairs(events, shadows)
+    wrong = [
+        shadow.trace_id
+        for champion, shadow in pairs
+        if shadow.release_id == champion.release_id
+        or (shadow.session_id, shadow.question) != (champion.session_id, champion.question)
+        or (shadow.status == 200 and not shadow.answer.startswith(f"model=m-{shadow.release_id[:12]} question="))
+    ]
+    return {"shadows": len(shadows), "wrong_shadows": len(wrong) + len(shadows) - len(pairs)}
+
+
 def main() -> int:
     """Print the figures; 1 where something was wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -334,7 +351,8 @@ def main() -> int:
     for name, value in found.items():
         print(f"{name:18} {value}")
     print(json.dumps(found))
-    return int(bool(found["num_wrong_answers"] or found["lost_events"] or found["double_events"]))
+    bad = ("num_wrong_answers", "lost_events", "double_events", "wrong_shadows")
+    return int(any(found[name] for name in bad))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The arithmetic of the engine's benchmark."""
 
+from types import SimpleNamespace
+
 import serve_engine
 from serve_engine import CLIENTS, CONTENDER, OURS, OWN_CACHE, Turn
 
@@ -27,5 +29,11 @@ def test_a_ratio_is_the_median_of_those_of_neighbouring_turns():
     assert figures["same_answers_fraction"] == round(2 / 3, 3)
 
 
-def test_a_contender_that_does_not_start_leaves_a_null():
-    assert serve_engine.summary(found(own_cache=None))["rss_vs_transformers_serve"] is None
+def test_without_the_contenders_own_cache_the_small_one_counts():
+    assert serve_engine.summary(found(own_cache=None))["rss_vs_transformers_serve"] == 0.6
+
+
+def test_the_contender_takes_what_it_wants_only_where_that_is_free():
+    for available, wanted in ((95, "0.9"), (60, "0.25"), (40, "0.25"), (39, None)):
+        options = serve_engine.own_cache_options(SimpleNamespace(total=100, available=available))
+        assert (options and options[1]) == wanted
