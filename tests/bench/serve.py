@@ -39,7 +39,7 @@ PIECES = 48
 CADENCE = 0.5
 """Times 10 ms between pieces."""
 CLIENTS = 16
-START_S = 120.0
+START_S = 300.0
 QUESTION = "Hello, can I return the kettle that I bought last week, and who pays for the parcel?"
 NAMES = ("direct", "plain proxy", "litellm", "gateway", "gateway, all rails")
 
@@ -166,7 +166,7 @@ def litellm_of(command: str, backend: str, folder: Path) -> Iterator[Peer]:
         url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + START_S
         while not _answers(url):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit("LiteLLM's proxy does not start.")
+                raise ChildProcessError("LiteLLM's proxy does not start")
             time.sleep(0.2)
         yield Peer("litellm", url, process.pid)
 
@@ -277,7 +277,10 @@ def compare(turns: int, alone: int, rounds: int, litellm: str | None) -> dict[st
         backend = stack.enter_context(peer_of("backend"))
         peers = [backend, stack.enter_context(peer_of("proxy", backend.url))]
         if litellm:
-            peers.append(stack.enter_context(litellm_of(litellm, backend.url, folder)))
+            try:
+                peers.append(stack.enter_context(litellm_of(litellm, backend.url, folder)))
+            except OSError as error:
+                print(f"{error}: it is left out.", file=sys.stderr)
         peers += stack.enter_context(gateways_of(backend.url, folder))
         for turn in range(turns):
             for peer in peers[turn % 2 :] + peers[: turn % 2]:
@@ -333,7 +336,7 @@ def main() -> None:
         engine = serve_engine.run(**({"turns": 1, "turn_s": 2.0} if options.quick else {}))
         result |= {name: value for name, value in engine.items() if name != "models"}
     if theirs is None:
-        print("LiteLLM's proxy was not found: pip install 'litellm[proxy]' in an environment of its own, set LITELLM.")
+        print("LiteLLM's proxy is not there: 'make bench-serve' installs it; or set LITELLM to its command.")
     print(json.dumps(result))
 
 

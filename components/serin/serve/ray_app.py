@@ -12,8 +12,9 @@ All replicas serve the same: what the endpoint's journal names, or the deploymen
 A session's track depends on the salt and its id alone, so it is the same at any replica.  ``PUT /admin/rollouts``
 itself would change the one replica that it happens to reach: it is refused.
 
-Budgets, admission and /metrics count per replica.  Ray sends no usage reports where ``RAY_USAGE_STATS_ENABLED=0`` is
-set for its processes, as the manifests do.
+Budgets, admission and /metrics count per replica, and what ``GET /admin/rollouts`` says of ``instance``, ``mirrored``
+and engines is one replica's.  Ray sends no usage reports where ``RAY_USAGE_STATS_ENABLED=0`` is set for its processes,
+as the manifests do.
 """
 
 import asyncio
