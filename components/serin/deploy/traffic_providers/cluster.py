@@ -175,10 +175,15 @@ class ClusterProvider(ABC):
                 "it is ready."
             )
         if before is not None and before.candidate == split.champion:
-            found = self.readiness(objects, before)
-            if not found.ready:
-                kind = ServingError if found.failed else NotReadyError
-                raise kind(f"Release {short(split.champion)} cannot be promoted: {found.reason}")
+            self.require_promotable(objects, before)
+
+    def require_promotable(self, objects: Mapping[str, Object], before: Split) -> None:
+        """Raise NotReadyError, or ServingError, when the candidate of a split cannot take all of the traffic."""
+        assert before.candidate
+        found = self.readiness(objects, before)
+        if not found.ready:
+            kind = ServingError if found.failed else NotReadyError
+            raise kind(f"Release {short(before.candidate)} cannot be promoted: {found.reason}")
 
     def _patiently(self, work: Callable[[], T]) -> T:
         for _ in range(ATTEMPTS):

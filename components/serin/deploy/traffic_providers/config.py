@@ -43,8 +43,8 @@ class TrafficConfig(Section):
     """HTTPRoute: the Services' port."""
     sticky: bool = False
     """HTTPRoute: its rules have ``sessionPersistence``, which must be so; otherwise requests are dealt one by one."""
-    replicas: int = Field(1, ge=1)
-    """``kserve_canary``: pods of the champion."""
+    replicas: int | None = Field(None, ge=1)
+    """``kserve_canary``: pods of the champion; nothing: as many as its predictor's ``minReplicas`` say."""
     candidate_replicas: int | None = Field(None, ge=1)
     """``kserve_canary``: pods of the candidate; nothing: as many as the champion's, so that both are judged at the same
     load per pod from the half on, and a promotion changes none."""

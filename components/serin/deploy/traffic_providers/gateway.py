@@ -16,8 +16,8 @@ from dataclasses import asdict
 from typing import Any
 from urllib.parse import urlsplit
 
-from serin.core.errors import ConfigError, FencedError, ServingError
-from serin.core.gateway_client import GATEWAY_VARIABLE, GatewayClient
+from serin.core.errors import ConfigError, FencedError
+from serin.core.gateway_client import GATEWAY_VARIABLE, GatewayClient, NotReadyError
 from serin.deploy.traffic_providers.base import DriftError, Live, Split
 from serin.deploy.traffic_providers.cluster import require_whole
 from serin.deploy.traffic_providers.releases import short
@@ -118,14 +118,16 @@ def addresses(url: str) -> list[str]:
     """The URLs of all gateways that a URL's host name stands for.
 
     Raises:
-        ServingError: nobody knows the name.
+        NotReadyError: nobody knows the name: none is there, or it is wrong.
         ConfigError: several do, and each would need a certificate for its address.
     """
     parts = urlsplit(url)
     try:
         found = socket.getaddrinfo(parts.hostname, parts.port, type=socket.SOCK_STREAM)
     except OSError as error:
-        raise ServingError(f"The gateway {url} cannot be found ({error}): mend 'traffic.gateways'.") from error
+        raise NotReadyError(
+            f"The gateway {url} cannot be found ({error}): start it, or mend 'traffic.gateways'."
+        ) from error
     hosts = sorted({str(address[0]) for family, *_, address in found if family == socket.AF_INET})
     if len(hosts) < 2:
         return [url]

@@ -1,20 +1,34 @@
 """KServe's ``spec.canary``, in Standard mode from 0.20 on: a second Deployment, and weights in KServe's HTTPRoute.
 
 What KServe does with it (kserve/kserve, pkg/controller/v1beta1/inferenceservice/components/predictor.go, and pull
-request 5672): a canary's predictor is the stable one with the canary's fields laid over it; its Deployment is named
-``{service}-{name}-predictor``; a promotion that gives the stable predictor the canary's name restarts no pod; the
-canaries' replicas are subtracted from the stable predictor's ``minReplicas``.  KServe 0.20.0 sends traffic to canaries
-that are not ready (issue 5983): the first split of a rollout has to have a share of 0.
+request 5672): a canary's predictor is the stable one with the canary's fields laid over it; its Deployment and Service
+are named ``{service}-{name}-predictor``; a promotion that gives the stable predictor the canary's name restarts no pod;
+the canaries' replicas are subtracted from the stable predictor's ``minReplicas``.  KServe 0.20.0 sends traffic to
+canaries that are not ready (issue 5983): the first split of a rollout has to have a share of 0.
+
+It deletes the Deployments and Services that are no longer named before it writes its HTTPRoute anew.  So a promotion
+first gives the candidate all traffic, the way back first takes all from it, and only once the route says so is the
+other one left out.
 """
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from serin.core.errors import ConfigError, ServingError
+from serin.core.gateway_client import NotReadyError
 from serin.core.kubernetes import NOT_FOUND, RefusedError
 from serin.deploy.traffic_providers.base import Split
-from serin.deploy.traffic_providers.cluster import Object, Readiness, Step, condition, edited, unseen
+from serin.deploy.traffic_providers.cluster import (
+    Object,
+    Readiness,
+    Step,
+    condition,
+    edited,
+    require_whole,
+    unseen,
+)
 from serin.deploy.traffic_providers.kserve import STANDARD, InferenceServiceProvider
 from serin.deploy.traffic_providers.ledger import require_taken
 from serin.deploy.traffic_providers.pods import judged, pods_of
@@ -24,6 +38,8 @@ AUTOSCALING = ("scaleTarget", "scaleMetric", "scaleMetricType", "autoScaling")
 VISIBILITY = "networking.kserve.io/visibility"
 FAILED_LOADS = ("BlockedByFailedLoad", "InvalidSpec")
 CONTAINER = "kserve-container"
+ROUTE_S, ROUTE_POLL_S = 60.0, 0.25
+"""KServe has so long to follow with its route; and how often that is looked at."""
 
 
 class KServeCanary(InferenceServiceProvider):
@@ -32,14 +48,40 @@ class KServeCanary(InferenceServiceProvider):
     modes = STANDARD
     other_kind = "kserve_knative"
 
+    def apply(self, split: Split, *, fence: int) -> None:
+        """See TrafficProvider."""
+        require_whole(split, self.resolution_percent, self.kind)
+        before = self._patiently(lambda: self._before_leaving(split))
+        if before is not None and before.candidate is not None:
+            promoted = split.champion == before.candidate
+            super().apply(replace(before, percent=100.0 if promoted else 0.0), fence=fence)
+            self._wait_for_route(_name(before.candidate), all_of_it=promoted)
+        super().apply(split, fence=fence)
+
+    def _before_leaving(self, split: Split) -> Split | None:
+        """The split that is served now, when one of its two releases is to be left out and is still there."""
+        before, objects = self.ledger.read().split, self.read()
+        if split.candidate or before is None or not before.candidate or "canary" not in objects[self.name]["spec"]:
+            return None
+        if split.champion == before.candidate:
+            self.require_promotable(objects, before)
+        return before if split.champion in (before.champion, before.candidate) else None
+
     def wanted(self, objects: Mapping[str, Object], split: Split, before: Split | None) -> list[Step]:
         """See ClusterProvider."""
         spec = copy.deepcopy(objects[self.name]["spec"])
+        replicas = self.config.replicas or _replicas(spec)
+        candidates = self.config.candidate_replicas or replicas
         spec.pop("canary", None)
         promoted = before is not None and before.candidate == split.champion
-        spec["predictor"] = self._stable(spec["predictor"], split, promoted=promoted)
+        predictor = self.predictor_of(spec["predictor"], split.champion)
+        # The canary's are subtracted again by KServe.
+        predictor["minReplicas"] = replicas + (candidates if split.candidate else 0)
+        if "maxReplicas" in predictor:
+            predictor["maxReplicas"] = predictor["minReplicas"]
+        spec["predictor"] = {**predictor, "name": _name(split.champion)} if promoted else predictor
         if split.candidate:
-            canary = self._canary(spec["predictor"], split.candidate)
+            canary = self._canary(predictor, split.candidate, candidates)
             spec["canary"] = [{"trafficPercent": round(split.percent), "predictor": canary}]
         return [(self.name, edited(objects[self.name], spec))]
 
@@ -91,10 +133,27 @@ class KServeCanary(InferenceServiceProvider):
         self._require_route()
         self._require_canaries(item)
 
+    def _wait_for_route(self, canary: str, *, all_of_it: bool) -> None:
+        """Wait until KServe's HTTPRoute gives a canary all traffic, or none; NotReadyError when it does not in time."""
+        until = self._clock.now() + ROUTE_S
+        while True:
+            shares = _shares(self._patiently(lambda: self.api.get(self._route)), f"{self.name}-{canary}-predictor")
+            if shares == {1.0 if all_of_it else 0.0}:
+                return
+            if self._clock.now() > until:
+                raise NotReadyError(
+                    f"KServe has not moved the traffic in its HTTPRoute {self.name} for {ROUTE_S:g} s: look at its "
+                    "controller's log."
+                )
+            self._clock.sleep(ROUTE_POLL_S)
+
+    @property
+    def _route(self) -> str:
+        return f"/apis/gateway.networking.k8s.io/v1/namespaces/{self.namespace}/httproutes/{self.name}"
+
     def _require_route(self) -> None:
-        path = f"/apis/gateway.networking.k8s.io/v1/namespaces/{self.namespace}/httproutes/{self.name}"
         try:
-            self.api.get(path)
+            self.api.get(self._route)
         except RefusedError as error:
             if error.status != NOT_FOUND:
                 raise
@@ -118,18 +177,8 @@ class KServeCanary(InferenceServiceProvider):
                 "or gateway until then."
             ) from error
 
-    def _stable(self, predictor: Object, split: Split, *, promoted: bool) -> Object:
-        made = self.predictor_of(predictor, split.champion)
-        candidates = self.config.candidate_replicas or self.config.replicas
-        # The canary's are subtracted again by KServe.
-        made["minReplicas"] = self.config.replicas + (candidates if split.candidate else 0)
-        if "maxReplicas" in made:
-            made["maxReplicas"] = made["minReplicas"]
-        return {**made, "name": _name(split.champion)} if promoted else made
-
-    def _canary(self, stable: Mapping[str, Any], release_id: str) -> Object:
+    def _canary(self, stable: Mapping[str, Any], release_id: str, replicas: int) -> Object:
         fields = filled(self.config.release_fields, self.release_of(release_id))
-        replicas = self.config.candidate_replicas or self.config.replicas
         labels = {"labels": {**fields.get("labels", {}), RELEASE_LABEL: short(release_id)}}
         return self._named(stable, {**fields, **labels, "name": _name(release_id), "minReplicas": replicas})
 
@@ -143,3 +192,19 @@ class KServeCanary(InferenceServiceProvider):
 
 def _name(release_id: str) -> str:
     return f"r{short(release_id)}"
+
+
+def _replicas(spec: Mapping[str, Any]) -> int:
+    """The champion's own, of what is there."""
+    canaries = sum(one["predictor"].get("minReplicas", 0) for one in spec.get("canary", []))
+    return max(1, int(spec["predictor"].get("minReplicas", 1)) - canaries)
+
+
+def _shares(route: Mapping[str, Any], service: str) -> set[float]:
+    """The shares that the rules of a route give to a Service."""
+    shares = set()
+    for rule in route["spec"].get("rules", []):
+        weights = [(ref["name"], ref.get("weight", 1)) for ref in rule.get("backendRefs", [])]
+        if whole := sum(weight for _, weight in weights):
+            shares.add(sum(weight for name, weight in weights if name == service) / whole)
+    return shares

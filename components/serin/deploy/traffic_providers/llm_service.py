@@ -76,7 +76,8 @@ class LLMServices(ClusterProvider):
             found = condition(item, kind)
             if found and found["status"] != "True":
                 why = f"{found.get('reason', '')} {found.get('message', '')}".strip() or "no reason given"
-                return Readiness(False, f"{name}: {kind} is {found['status']} ({why}).", why.startswith(NEVER))
+                reason = f"{name}: {kind} is {found['status']} ({why})."
+                return Readiness(False, reason, why.startswith(NEVER), pods.restarts)
         if not condition(item, "Ready"):
             return Readiness(False, f"{name} does not say that it is ready yet.", False, pods.restarts)
         if (split_up := condition(item, "GroupDegraded")).get("status") == "True":

@@ -217,5 +217,5 @@ def test_a_name_that_stands_for_several_gateways_is_each_of_them(monkeypatch: py
 
 
 def test_a_gateway_that_nobody_knows_is_said() -> None:
-    with pytest.raises(ServingError, match="cannot be found"):
+    with pytest.raises(NotReadyError, match="cannot be found"):
         addresses("http://gateway.invalid:8080")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from fake_cluster import FakeCluster, Object
 from tests.manifests import building
-from traffic_worlds import MODE, RELEASES, A, B, C, CanaryWorld, KnativeWorld, LLMWorld, RouteWorld
+from traffic_worlds import MODE, RELEASES, A, B, C, CanaryWorld, KnativeWorld, LLMWorld, RouteWorld, Ticking
 
 from serin.core.errors import ConfigError, ServingError
 from serin.core.gateway_client import NotReadyError
@@ -45,6 +45,46 @@ def test_a_promotion_in_standard_mode_keeps_the_candidates_deployment(cluster: F
     merged["model"].pop("name")
     assert promoted == merged
     assert "canary" not in world.objects()["assistant"]["spec"]
+
+
+def test_no_service_goes_while_the_route_still_sends_to_it(cluster: FakeCluster) -> None:
+    world = CanaryWorld(cluster)
+    provider = world.provider()
+    for last in (Split(A), Split(B)):
+        world.introduced(provider, percent=50.0)
+        provider.apply(last, fence=1)
+    assert world.dangling == []
+    assert world.shares() == {B: 100.0}
+
+
+def test_a_kserve_that_does_not_follow_is_waited_for_and_said(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = CanaryWorld(cluster)
+    world.introduced(world.provider(), percent=50.0)
+    monkeypatch.setattr(CanaryWorld, "follows", False)
+    with pytest.raises(NotReadyError, match="has not moved the traffic in its HTTPRoute assistant for 60 s"):
+        world.provider().apply(Split(A), fence=1)
+    assert world.shares() == {A: 100.0, B: 0.0}
+
+    def follow() -> None:
+        monkeypatch.setattr(CanaryWorld, "follows", True)
+        world.reconcile()
+
+    world.provider(clock=Ticking(after=3, happens=follow).clock()).apply(Split(A), fence=1)
+    assert world.shares() == {A: 100.0}
+    assert world.dangling == []
+
+
+def test_replicas_are_kept_where_nothing_is_said(cluster: FakeCluster) -> None:
+    world = CanaryWorld(cluster)
+    _edit(world, lambda item: item["spec"]["predictor"].update(minReplicas=3))
+    provider = world.provider()
+    world.introduced(provider, percent=50.0)
+    spec = world.objects()["assistant"]["spec"]
+    assert (spec["predictor"]["minReplicas"], spec["canary"][0]["predictor"]["minReplicas"]) == (6, 3)
+    provider.apply(Split(B), fence=1)
+    assert world.objects()["assistant"]["spec"]["predictor"]["minReplicas"] == 3
 
 
 @pytest.mark.parametrize(

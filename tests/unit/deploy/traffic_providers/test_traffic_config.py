@@ -37,7 +37,7 @@ def test_settings_come_back_from_kubeflow_as_they_went() -> None:
         {"kind": "llm_service", "services": ["a", "b"], "fields": {"model": {"uri": "{model_uri}"}}}
     )
     assert TrafficConfig.load(config.parameters()) == config
-    assert TrafficConfig.load({**config.dump(), "replicas": 1.0, "port": 8080.0}) == config
+    assert TrafficConfig.load({**config.dump(), "port": 8080.0}) == config
 
 
 def test_a_release_decides_of_the_model_alone_where_nothing_is_said() -> None:

@@ -100,6 +100,9 @@ class World:
         """Who got which share of the traffic in one state of the cluster; percent."""
         raise NotImplementedError
 
+    def require_whole_releases(self, state: dict[tuple[str, str], Object]) -> None:
+        """No state has a Deployment, revision or service that runs another release than it is named for."""
+
     def edit_share(self) -> str:
         """Somebody moves traffic by hand; returns the field."""
         raise NotImplementedError
@@ -178,20 +181,28 @@ ISVC_FIELDS = {
 }
 
 
+def _service_of(predictor: Object) -> str:
+    return f"assistant-{predictor['name']}-predictor" if "name" in predictor else "assistant-predictor"
+
+
 class CanaryWorld(World):
     """KServe in Standard mode, as 0.20.0 does it: traffic goes to canaries whether they are ready or not."""
 
     kind, resource = "kserve_canary", "inferenceservices"
+    follows: ClassVar[bool] = True
+    """Whether KServe writes its route."""
 
     def create(self) -> None:
         self.settings = {"fields": ISVC_FIELDS}
         self.cluster.put(self.resource, _isvc("Standard"))
-        self.cluster.put("httproutes", {"metadata": {"name": "assistant"}, "spec": {}})
+        self.cluster.put("httproutes", {"metadata": {"name": "assistant"}, "spec": {"rules": []}})
+        self.dangling: list[str] = []
 
     def reconcile(self) -> None:
         item = self.objects()["assistant"]
         canaries = item["spec"].get("canary", [])
         running = [item["spec"]["predictor"], *(one["predictor"] for one in canaries)]
+        self._services_then_route([_service_of(predictor) for predictor in running], canaries)
         for predictor in running:
             release = full(predictor["labels"].get(RELEASE_LABEL, ""))
             self.pod(release, dict(predictor["labels"]))
@@ -205,6 +216,25 @@ class CanaryWorld(World):
         ]
         conditions = [{"type": "CanaryPredictorReady", "status": "False", "reason": "CanariesNotReady"}]
         self.cluster.status(self.resource, "assistant", canaryStatuses=statuses, conditions=conditions)
+
+    def require_whole_releases(self, state: dict[tuple[str, str], Object]) -> None:
+        spec = state[self.resource, "assistant"]["spec"]
+        for predictor in (spec["predictor"], *(one["predictor"] for one in spec.get("canary", []))):
+            release = full(predictor["labels"].get(RELEASE_LABEL, ""))
+            assert predictor.get("name", f"r{A[:12]}") == f"r{release[:12]}"
+            assert release in (A, full(predictor["model"]["args"][-1].removeprefix("--release=")))
+
+    def _services_then_route(self, services: list[str], canaries: list[Object]) -> None:
+        """Services that are no longer named go first; then the route is written anew."""
+        if not self.follows:
+            return
+        route = self.cluster.objects["httproutes", "assistant"]
+        refs = [ref for rule in route["spec"]["rules"] for ref in rule["backendRefs"] if ref["weight"]]
+        self.dangling += [ref["name"] for ref in refs if ref["name"] not in services]
+        shares = [one["trafficPercent"] for one in canaries]
+        weights = [100 - sum(shares), *shares]
+        backends = [{"name": name, "weight": weight} for name, weight in zip(services, weights, strict=True)]
+        self.cluster.put("httproutes", {**route, "spec": {"rules": [{"backendRefs": backends}]}})
 
     def shares_of(self, state: dict[tuple[str, str], Object]) -> Shares:
         spec = state[self.resource, "assistant"]["spec"]
