@@ -1,5 +1,6 @@
 """A store with two releases that a gateway can serve: a tiny model each, a small index, a little data."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,14 +76,28 @@ def release_of(model: Artifact, index: Artifact, dataset: Artifact, serving: Ser
     )
 
 
-def artifact_of(store: ArtifactStore, kind: str, write: Any, **config: Any) -> Artifact:
-    """An artefact whose files a function writes; with another config it is another one."""
+def artifact_of(
+    store: ArtifactStore, kind: str, write: Any, sources: Mapping[str, Artifact] | None = None, **config: Any
+) -> Artifact:
+    """An artefact whose files a function writes; with another config it is another one.
+
+    What the pipeline makes of a source names one here too.
+    """
 
     def build(output: Path, _: Path) -> Built:
         write(output)
         return Built()
 
-    return store.produce(kind, build, inputs={}, config=config, code="test", origin=Origin(lineage_id="test"))[0]
+    made_of = {"source": "5" * 64} if kind in ("dataset", "documents") else {}
+    return store.produce(
+        kind,
+        build,
+        inputs={**made_of, **{name: one.digest for name, one in (sources or {}).items()}},
+        config=config,
+        code="test",
+        sources={name: one.uri for name, one in (sources or {}).items()},
+        origin=Origin(lineage_id="test"),
+    )[0]
 
 
 def passed_gate(uri: str, release_id: str, decision: str = "pass") -> None:

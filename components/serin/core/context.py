@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from serin.core.artifacts import Artifact, ArtifactStore, Built, Origin
 from serin.core.config import Section
-from serin.core.digests import code_version
+from serin.core.digests import canonical_json, code_version
 from serin.core.errors import ConfigError, SerinError
 from serin.core.journal import Journal
 from serin.core.processes import die_with
@@ -81,7 +81,13 @@ class StageContext:
         )
         if reused and artifact.manifest.lineage_id != self.lineage_id:
             self.report("reused", kind=kind, digest=artifact.digest, lineage_id=artifact.manifest.lineage_id)
-        self.tracker.tags({f"serin.{kind}.digest": artifact.digest, f"serin.{kind}.uri": artifact.uri})
+        self.tracker.tags(
+            {
+                f"serin.{kind}.digest": artifact.digest,
+                f"serin.{kind}.uri": artifact.uri,
+                f"serin.{kind}.inputs": canonical_json(digests),
+            }
+        )
         return artifact
 
     def open(self, source: "str | PipelineArtifact") -> Artifact:

@@ -1,8 +1,9 @@
 """Signatures of releases: ed25519 over an in-toto statement in a DSSE envelope.
 
-The statement names the release's id and, for each part, the content's digest and the digest over the files' digests,
-so that a file and its manifest changed together are seen as well.  Formats: in-toto Statement v1
-(https://github.com/in-toto/attestation) and DSSE v1 (https://github.com/secure-systems-lab/dsse); ed25519 is RFC 8032.
+The statement names the release's id and, for each part, the content's digest and the digests over the files' digests
+and over the whole manifest, so that a file and its manifest changed together are seen as well.  Formats: in-toto
+Statement v1 (https://github.com/in-toto/attestation) and DSSE v1 (https://github.com/secure-systems-lab/dsse);
+ed25519 is RFC 8032.
 A private key comes from the environment only and is written nowhere.
 """
 
@@ -224,6 +225,11 @@ def signed_by(release: Release, envelopes: list[Envelope], trusted: Mapping[str,
     return holds, problems
 
 
+def manifest_digest(manifest: Manifest) -> str:
+    """Digest over all that a manifest says, however it is written down."""
+    return digest_of(manifest.model_dump(mode="json", exclude_defaults=True))
+
+
 def files_digest(manifest: Manifest) -> str:
     """Digest over the names and digests of an artefact's files."""
     return digest_of({name: entry.sha256 for name, entry in manifest.files.items()})
@@ -253,7 +259,8 @@ def _subject(release: Release) -> Any:
             manifest = Manifest.model_validate_json(storage_for(part.uri).read(MANIFEST))
         except ValidationError as error:
             raise IntegrityError(f"The {name} at {part.uri} has a manifest that cannot be read: restore it.") from error
-        return {"name": name, "digest": {"sha256": part.digest, "files": files_digest(manifest)}}
+        digests = {"sha256": part.digest, "files": files_digest(manifest), "manifest": manifest_digest(manifest)}
+        return {"name": name, "digest": digests}
 
     return subject
 

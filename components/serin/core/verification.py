@@ -14,10 +14,17 @@ from serin.core.errors import ConfigError, IntegrityError, SerinError, StorageEr
 from serin.core.journal import Journal
 from serin.core.policy import GuardrailPolicy
 from serin.core.release import Part, Release, open_part
-from serin.core.signing import PARTS, envelopes_of, signed_by
+from serin.core.signing import PARTS, envelopes_of, manifest_digest, signed_by
 from serin.core.storage import storage_for
 
 REQUIREMENTS_VARIABLE = "SERIN_RELEASE_REQUIREMENTS"
+LINKS = {
+    "model": ("base", "dataset"),
+    "index": ("documents",),
+    "dataset": ("source",),
+    "documents": ("source",),
+}
+"""Artefact kind to the inputs without which it is not known what it was made from."""
 
 
 class ReleaseRequirements(Section):
@@ -83,7 +90,7 @@ def verify_release(
     """
     wanted = requirements or ReleaseRequirements()
     checks = [_checked(name, lambda name=name: _part(getattr(release, name), store)) for name in PARTS]  # type: ignore[misc]
-    checks.append(_checked("lineage", lambda: _lineage(release, store)))
+    checks.append(_checked("lineage", lambda: _lineage(release, store, journal)))
     checks.append(_checked("guardrails", lambda: _guardrails(release, wanted)))
     checks.append(_checked("signature", lambda: _signature(release, store, wanted)))
     if journal is not None and needs_gate:
@@ -138,22 +145,70 @@ def _part(part: Part, store: ArtifactStore) -> str:
     return f"{len(manifest.files)} files verified, digest {part.digest[:12]} ({known})."
 
 
-def _lineage(release: Release, store: ArtifactStore) -> str:
-    """Every artefact of this store that a part was made from is there, and is the one that was used."""
+def links_behind(release: Release) -> list[dict[str, Any]]:
+    """What every artefact behind a release was made from, as the journal keeps it.
+
+    Returns:
+        For each its URI, kind, digest, the digests of its inputs, and that of its whole manifest.
+    """
+    known = manifests_behind([release.model.uri, release.index.uri, release.data.uri])
+    return [
+        {
+            "uri": uri,
+            "kind": one.kind,
+            "digest": one.digest,
+            "inputs": one.inputs,
+            "manifest": manifest_digest(one),
+        }
+        for uri, one in known
+        if one is not None
+    ]
+
+
+def _lineage(release: Release, store: ArtifactStore, journal: Journal | None) -> str:
+    """Every artefact behind a part is there, names its inputs, and is the one that was used and that was recorded."""
     known = dict(manifests_behind([release.model.uri, release.index.uri, release.data.uri]))
     for uri, manifest in known.items():
         if manifest is None:
             if uri.startswith(store.uri):
                 raise StorageError(f"{uri} is behind this release and is gone: restore it, or make a new release.")
             continue
+        _links(uri, manifest)
         for name, source in manifest.sources.items():
             found = known.get(source)
             if found is not None and found.digest != manifest.inputs.get(name, found.digest):
                 raise IntegrityError(f"{uri} was made from another {name} than {source} holds now: restore that one.")
-    whole = [manifest for manifest in known.values() if manifest is not None]
-    if missing := [manifest.kind for manifest in whole if not manifest.lineage_id]:
-        raise IntegrityError(f"The {missing[0]} behind this release names no run: make it by the pipeline.")
-    return f"{len(whole)} artefacts back to their sources, each by the run that made it."
+    whole = {uri: manifest for uri, manifest in known.items() if manifest is not None}
+    model = whole.get(release.model.uri)
+    if model and model.kind == "model" and model.inputs.get("dataset") != release.data.digest:
+        raise IntegrityError("The model was trained on another dataset than the release names: make a new release.")
+    recorded = _recorded(release, journal, whole) if journal is not None else ""
+    return f"{len(whole)} artefacts back to their sources, each by the run that made it{recorded}."
+
+
+def _links(uri: str, manifest: Manifest) -> None:
+    """An artefact names the run that made it and what it was made from."""
+    if not manifest.lineage_id:
+        raise IntegrityError(f"The {manifest.kind} behind this release names no run: make it by the pipeline.")
+    for name in LINKS.get(manifest.kind, ()):
+        if name not in manifest.inputs or (name != "source" and name not in manifest.sources):
+            raise IntegrityError(
+                f"The {manifest.kind} at {uri} does not say from which {name} it was made: make it by the pipeline."
+            )
+
+
+def _recorded(release: Release, journal: Journal, known: dict[str, Manifest]) -> str:
+    """The inputs are those that the journal recorded when the release was made; how many of them, in words."""
+    entries = [one for one in journal.find(kind="release", release_id=release.id) if "behind" in one.evidence]
+    for link in entries[-1].evidence["behind"] if entries else ():
+        manifest = known.get(link["uri"])
+        if manifest is None:
+            raise IntegrityError(
+                f"{link['uri']} was behind this release when it was made, and nothing leads to it now."
+            )
+        if manifest_digest(manifest) != link["manifest"]:
+            raise IntegrityError(f"{link['uri']} says other things of itself than the journal: restore its manifest.")
+    return f", as entry {entries[-1].number} of the journal says" if entries else ""
 
 
 def _guardrails(release: Release, wanted: ReleaseRequirements) -> str:

@@ -11,6 +11,7 @@ from serin.core.prompts import Prompt
 from serin.core.release import Part, Release, load_release, open_part, save_release
 from serin.core.signing import Signer, sign_release
 from serin.core.storage import join
+from serin.core.verification import links_behind
 from serin.release.config import ReleaseConfig
 
 KINDS = {"model": ("model", "base"), "index": ("index",), "data": ("dataset",)}
@@ -167,7 +168,7 @@ def publish(
         release_id=release.id,
         decision=decision,
         reasons=(reason,),
-        evidence={**describe(release), **evidence},
+        evidence={**describe(release), "behind": links_behind(release), **evidence},
         lineage_id=context.lineage_id,
         mlflow_run_id=context.tracker.run_id,
     )

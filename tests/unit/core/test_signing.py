@@ -4,7 +4,7 @@ import json
 import pytest
 
 from serin.core.artifacts import MANIFEST, ArtifactStore, Built, Origin
-from serin.core.errors import ConfigError, IntegrityError
+from serin.core.errors import ConfigError, IntegrityError, SerinError
 from serin.core.journal import Journal
 from serin.core.policy import default_policy
 from serin.core.prompts import Prompt
@@ -14,6 +14,8 @@ from serin.core.verification import (
     REQUIREMENTS_VARIABLE,
     ReleaseRequirements,
     environment_requirements,
+    links_behind,
+    manifests_behind,
     require_verified,
     verify_release,
 )
@@ -30,21 +32,33 @@ def signer(monkeypatch):
     return Signer.from_environment()
 
 
-def an_artifact(store, kind, text="one", sources=None, **inputs):
+def an_artifact(store, kind, text="one", **sources):
+    """An artefact, made of other artefacts or of a source."""
+
     def build(output, _):
         (output / "file.txt").write_text(text, encoding="utf-8")
         return Built()
 
+    made_of = {"source": "5" * 64} if kind in ("dataset", "documents") else {}
     made, _ = store.produce(
-        kind, build, inputs={"text": text, **inputs}, config={}, code="1", sources=sources, origin=Origin("run-1", "")
+        kind,
+        build,
+        inputs={"text": text, **made_of, **{name: one.digest for name, one in sources.items()}},
+        config={},
+        code="1",
+        sources={name: one.uri for name, one in sources.items()},
+        origin=Origin("run-1", ""),
     )
     return made
 
 
+def a_model(store, text="one"):
+    return an_artifact(store, "model", text, base=an_artifact(store, "base"), dataset=an_artifact(store, "dataset"))
+
+
 def a_release(store, **changes):
-    documents = an_artifact(store, "documents")
-    index = an_artifact(store, "index", sources={"documents": documents.uri}, documents=documents.digest)
-    parts = {"model": an_artifact(store, "model"), "index": index, "data": an_artifact(store, "dataset")}
+    index = an_artifact(store, "index", documents=an_artifact(store, "documents"))
+    parts = {"model": a_model(store), "index": index, "data": an_artifact(store, "dataset")}
     values = {name: Part.of(part) for name, part in parts.items()} | changes
     release = Release(prompt=Prompt(), guardrails=default_policy().dump(), serving={}, code_version="1", **values)
     save_release(store.storage, release)
@@ -118,7 +132,7 @@ def test_a_statement_that_was_edited_after_signing_does_not_hold(store, signer):
 
 
 def test_the_signature_of_another_release_does_not_serve_this_one(store, signer):
-    release, other = a_release(store), a_release(store, model=Part.of(an_artifact(store, "model", "two")))
+    release, other = a_release(store), a_release(store, model=Part.of(a_model(store, "two")))
     envelope = sign_release(other, store.storage, signer)
     assert signed_by(release, [envelope], {"ci": signer.public_key})[0] == []
 
@@ -147,11 +161,46 @@ def test_one_changed_byte_is_found_and_the_part_named(store, part):
         require_verified(checks, release)
 
 
+def test_a_byte_changed_anywhere_in_what_a_release_rests_on_is_found(store, signer):
+    release = a_release(store)
+    sign_release(release, store.storage, signer)
+    journal, evaluation = passed_gate(store, release)
+    journal.append("release", release_id=release.id, decision="created", evidence={"behind": links_behind(release)})
+    trusted = ReleaseRequirements(require_signature=True, trusted_keys={"ci": signer.public_key})
+    assert failures(verify_release(release, store, journal, trusted)) == {}
+    root = evaluation.path.parents[1]
+    folders = [store.open(uri).path for uri, _ in manifests_behind([release.model.uri, release.index.uri])]
+    folders += [evaluation.path, root / "releases" / release.id, root / "endpoints"]
+    payloads = {root / "documents", root / "base"}  # of what lies behind, the manifests count
+    files = [one for folder in folders for one in folder.rglob("*") if one.is_file() and one.suffix != ".lock"]
+    seen = 0
+    for file in files:
+        if file.name == "file.txt" and file.parents[1] in payloads:
+            continue
+        whole = file.read_bytes()
+        for at in {0, len(whole) // 3, len(whole) // 2, len(whole) - 2}:
+            file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+            assert is_refused(store, release.id, trusted), (file, at)
+            seen += 1
+        file.write_bytes(whole)
+    assert seen > 40
+    assert not is_refused(store, release.id, trusted)
+
+
+def is_refused(store, release_id, requirements):
+    """As before a deployment: whether anything speaks against a release."""
+    journal = Journal(store.storage, "assistant")
+    try:
+        return bool(failures(verify_release(load_release(store.storage, release_id), store, journal, requirements)))
+    except SerinError:
+        return True
+
+
 def test_a_file_and_its_manifest_changed_together_break_the_signature(store, signer):
     release = a_release(store)
     sign_release(release, store.storage, signer)
     folder = store.open(release.model.uri).path
-    other = an_artifact(store, "model", "two")
+    other = a_model(store, "two")
     manifest = json.loads((folder / MANIFEST).read_text())
     (folder / "file.txt").write_text("two")
     manifest["files"] = json.loads((other.path / MANIFEST).read_text())["files"]
@@ -183,6 +232,36 @@ def test_an_input_that_is_not_what_was_used_fails_the_lineage(store):
     manifest = json.loads((documents.path / MANIFEST).read_text())
     (documents.path / MANIFEST).write_text(json.dumps({**manifest, "digest": "0" * 64}))
     assert "made from another documents" in failures(verify_release(release, store, None))["lineage"]
+
+
+def test_an_artefact_that_does_not_say_what_it_was_made_from_fails_the_lineage(store):
+    release = a_release(store)
+    path = store.open(release.model.uri).path / MANIFEST
+    manifest = json.loads(path.read_text())
+    for gone in ("inputs", "sources"):
+        links = {name: value for name, value in manifest[gone].items() if name != "dataset"}
+        path.write_text(json.dumps({**manifest, gone: links}))
+        assert "does not say from which dataset" in failures(verify_release(release, store, None))["lineage"]
+
+
+def test_a_model_of_another_dataset_than_the_releases_fails_the_lineage(store):
+    other = an_artifact(store, "dataset", "two")
+    release = a_release(store, data=Part.of(other))
+    assert "trained on another dataset" in failures(verify_release(release, store, None))["lineage"]
+
+
+def test_links_that_differ_from_the_journals_record_fail_the_lineage(store):
+    release = a_release(store)
+    journal = Journal(store.storage, "assistant")
+    journal.append("release", release_id=release.id, decision="created", evidence={"behind": links_behind(release)})
+    lineage = next(one for one in verify_release(release, store, journal, needs_gate=False) if one.name == "lineage")
+    assert lineage.passed
+    assert "as entry 1 of the journal says" in lineage.message
+    path = an_artifact(store, "documents").path / MANIFEST
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "inputs": {**manifest["inputs"], "source": "6" * 64}}))
+    found = failures(verify_release(release, store, journal, needs_gate=False))
+    assert "other things of itself than the journal" in found["lineage"]
 
 
 def test_the_gate_must_have_passed_on_this_very_release_under_a_policy_that_counts(store):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from worlds import World, artifact_of, context_of, passed_gate, release_of
 
-from serin.core.artifacts import ArtifactStore
+from serin.core.artifacts import Artifact, ArtifactStore
 from serin.core.errors import InputError, IntegrityError, SerinError
 from serin.core.events import read_events
 from serin.core.gateway_client import TOKEN_VARIABLE, GatewayProcess
@@ -102,9 +102,15 @@ def test_a_candidate_whose_engine_dies_is_rolled_back_and_no_user_notices(
     assert any(event.status >= 500 for event in events)
 
 
+def tuned(world: World, store: ArtifactStore) -> Artifact:
+    """A tuned model with nothing that an engine could load."""
+    sources = {"base": world.model, "dataset": world.dataset}
+    return artifact_of(store, "model", lambda target: (target / "config.json").write_text("{}"), sources)
+
+
 def test_a_candidate_that_does_not_start_aborts_the_rollout_and_the_champion_stays(own_world: World) -> None:
     store = ArtifactStore(own_world.uri)
-    empty = artifact_of(store, "model", lambda target: (target / "config.json").write_text("{}"))
+    empty = tuned(own_world, store)
     broken = release_of(empty, own_world.index, own_world.dataset, ServingConfig(max_new_tokens=8))
     save_release(store.storage, broken)
     passed(own_world, broken.id)
@@ -129,7 +135,7 @@ def test_a_release_that_never_passed_the_gate_is_refused(own_world: World) -> No
 
 def test_a_release_that_was_changed_by_one_byte_is_refused_by_the_name_of_its_part(own_world: World) -> None:
     store = ArtifactStore(own_world.uri)
-    model = artifact_of(store, "model", lambda target: (target / "config.json").write_text("{}"))
+    model = tuned(own_world, store)
     release = release_of(model, own_world.index, own_world.dataset, ServingConfig(max_new_tokens=8))
     save_release(store.storage, release)
     passed(own_world, release.id)

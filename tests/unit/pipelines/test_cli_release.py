@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 from worlds import artifact_of, passed_gate, release_of
 
-from serin.core.artifacts import ArtifactStore
+from serin.core.artifacts import Artifact, ArtifactStore
 from serin.core.errors import ConfigError, IntegrityError
 from serin.core.release import Release, save_release
 from serin.core.serving import ServingConfig
@@ -32,10 +32,11 @@ def store(tmp_path: Path) -> ArtifactStore:
 
 
 def saved(store: ArtifactStore, max_new_tokens: int = 8) -> Release:
-    parts = [
-        artifact_of(store, kind, lambda target: (target / "it.txt").write_text("it"))
-        for kind in ("model", "index", "dataset")
-    ]
+    def made(kind: str, **sources: Artifact) -> Artifact:
+        return artifact_of(store, kind, lambda target: (target / "it.txt").write_text("it"), sources)
+
+    dataset = made("dataset")
+    parts = made("model", base=made("base"), dataset=dataset), made("index", documents=made("documents")), dataset
     release = release_of(*parts, ServingConfig(max_new_tokens=max_new_tokens))
     save_release(store.storage, release)
     return release
