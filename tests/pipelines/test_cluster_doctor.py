@@ -135,11 +135,11 @@ def test_of_secrets_only_the_metadata_is_read(cluster: FakeKubernetes, environme
 
 
 def test_a_right_that_is_missing_names_the_role(cluster: FakeKubernetes, environment: Environment) -> None:
-    cluster.denied = {("create", "rayjobs"), ("watch", "rayjobs"), ("patch", "inferenceservices")}
+    cluster.denied = {("create", "rayjobs"), ("watch", "rayjobs"), ("update", "inferenceservices")}
     found = troubled(examine_cluster(environment))
     assert {name: line.status for name, line in found.items()} == {
         "create rayjobs": "fail",
-        "patch inferenceservices": "fail",
+        "update inferenceservices": "fail",
     }
     assert found["create rayjobs"].found == "not allowed: create, watch"
     assert "create, get, list, watch, delete on rayjobs.ray.io in namespace serin-prod" in found["create rayjobs"].fix

@@ -47,7 +47,7 @@ KINDS = (
         "serving.kserve.io",
         ("v1beta1",),
         "KServe (validated against 0.20)",
-        ("patch", "get"),
+        ("update", "get"),
     ),
     Kind(
         "LLMInferenceService",
@@ -55,7 +55,7 @@ KINDS = (
         "serving.kserve.io",
         ("v1alpha2", "v1alpha1"),
         "KServe (validated against 0.20)",
-        ("patch", "get"),
+        ("update", "get"),
     ),
     Kind("HTTPRoute", "httproutes", "gateway.networking.k8s.io", ("v1",), "the Gateway API (version 1)"),
     Kind(

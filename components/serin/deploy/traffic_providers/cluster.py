@@ -103,7 +103,8 @@ class ClusterProvider(ABC):
     def require_mirroring(self) -> None:
         """Raise ConfigError when the target cannot mirror requests."""
         raise ConfigError(
-            f"An {self.kind} cannot mirror requests: do without mirroring, or use kind gateway or httproute."
+            f"An {self.kind} cannot mirror requests: set deploy.shadow.min_answers to 0, or use kind gateway or "
+            "httproute."
         )
 
     def live(self) -> Live:
@@ -121,6 +122,8 @@ class ClusterProvider(ABC):
     def apply(self, split: Split, *, fence: int) -> None:
         """See TrafficProvider."""
         require_whole(split, self.resolution_percent, self.kind)
+        if split.mirror_percent:
+            self.require_mirroring()
         self._patiently(lambda: self._tell(split, fence))
 
     def read(self) -> dict[str, Object]:
