@@ -3,6 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.serin-installed
+WORKERS ?= 2  # processes that share the tests
 
 export SERIN_HOME ?= $(CURDIR)/.serin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -10,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: demo test setup lint types contracts unit test-images golden bench-capacity bench-finetune bench-serve bench-soak bench-rails bench-canary bench-gate bench-lineage clean help
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n '1s/^# //p' Makefile
 
 setup: $(STAMP)
 
@@ -42,7 +43,7 @@ contracts: setup
 	$(BIN)/lint-imports
 
 unit: setup
-	$(BIN)/pytest -m "not images"
+	$(BIN)/pytest -n $(WORKERS) -m "not images"
 
 test-images: setup
 	$(BIN)/pytest -m images tests/images

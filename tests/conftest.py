@@ -1,8 +1,9 @@
-"""Fixtures of all tests: a home of one's own, a store on files or S3, where the shared data lies."""
+"""Fixtures of all tests: a home of one's own, a store on files or S3, where the shared data lies; and who runs what."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,42 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+RAY = (
+    "tests/local/",
+    "tests/unit/finetune/test_finetune_ray.py",
+    "tests/unit/finetune/test_finetune_sweep.py",
+    "tests/unit/finetune/test_ray_workers.py",
+    "tests/unit/serve/test_ray_app.py",
+)
+"""What starts a Ray on this machine: one process runs it all, so that there are never two at once."""
+TOGETHER = (
+    RAY,
+    ("tests/unit/serve/test_api_", "tests/unit/serve/test_openai_client"),
+    ("tests/unit/evaluate/",),
+)
+"""Files that share what is dear to start; any other file is one of its own."""
+FIRST = (*RAY, "tests/unit/serve/test_gateway.py")
+"""What takes longest is begun first, so that no process is left with it alone."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where processes share the tests (``pytest -n 2``): which tests stay together, in their order."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return next((names[0] for names in TOGETHER if file.startswith(names)), file)
+
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, where processes share the tests."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
 
 
 @pytest.fixture(autouse=True)

@@ -227,20 +227,25 @@ def cached_hub_model(cache: Path, base: Path, revisions: dict[str, str]) -> None
 RESOLVE = """
 import json, logging, sys
 logging.basicConfig(level=logging.WARNING, format="%(message)s")
-from serin.finetune.base import require_positions, resolved
-from serin.finetune.data import SampleFile, encode_texts, save_samples
-with resolved(sys.argv[1]) as found:
-    print(json.dumps({"revision": found.revision, "licence": found.licence}))
+from serin.finetune.base import resolved
+for name in sys.argv[1:]:
+    with resolved(name) as found:
+        print(json.dumps([name, found.revision, found.licence]))
 """
 
 
-@pytest.mark.parametrize(("asked", "commit"), [("", "a" * 40), ("@v1", "b" * 40), ("@" + "b" * 40, "b" * 40)])
-def test_a_hub_model_is_resolved_to_its_commit(asked: str, commit: str, base: Path, tmp_path: Path) -> None:
+def test_a_hub_model_is_resolved_to_its_commit(base: Path, tmp_path: Path) -> None:
     (base / "README.md").write_text("---\nlicense: mit\n---\n")
-    cached_hub_model(tmp_path / "hub", base, {"main": "a" * 40, "v1": "b" * 40})
+    main, tagged = "a" * 40, "b" * 40
+    cached_hub_model(tmp_path / "hub", base, {"main": main, "v1": tagged})
+    name = "example-org/lamps"
+    commits = {name: main, f"{name}@v1": tagged, f"{name}@{tagged}": tagged}
     environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", RESOLVE, f"example-org/lamps{asked}"]
+    command = [sys.executable, "-c", RESOLVE, *commits]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {"revision": commit, "licence": "mit"}
-    assert ("names no revision; today it is example-org/lamps@" + commit in done.stderr) == (not asked)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert found == [[asked, commit, "mit"] for asked, commit in commits.items()]
+    unnamed = [line for line in done.stderr.splitlines() if "names no revision" in line]
+    assert len(unnamed) == 1
+    assert f"{name!r} names no revision; today it is {name}@{main}" in unnamed[0]

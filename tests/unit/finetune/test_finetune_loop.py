@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,21 @@ pytestmark = pytest.mark.filterwarnings(PEFT_WARNING)
 @pytest.fixture
 def make_job(tmp_path: Path, tiny_folder: Path, tokenizer: Any) -> JobMaker:
     return JobMaker(tmp_path, tiny_folder, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, tokenizer: Any) -> Job:
+    """A job that was killed after its fifth step."""
+    job = JobMaker(tmp_path_factory.mktemp("stopped"), tiny_folder, tokenizer)("killed", optim=LONG)
+    start_and_kill(job, at_step=5)
+    return job
+
+
+@pytest.fixture
+def killed(stopped: Job, tmp_path: Path) -> Job:
+    """A copy of it, to go on with."""
+    shutil.copytree(stopped.folder, tmp_path / "killed")
+    return stopped.model_copy(update={"folder": str(tmp_path / "killed")})
 
 
 def lines_of(job: Job) -> list[dict[str, Any]]:
@@ -46,28 +62,24 @@ def test_training_lowers_the_loss(make_job: JobMaker) -> None:
     assert [record["step"] for record in records if "loss" in record] == list(range(1, 13))
 
 
-def test_a_killed_job_continues_to_the_very_same_weights(make_job: JobMaker) -> None:
+def test_a_killed_job_continues_to_the_very_same_weights(make_job: JobMaker, killed: Job) -> None:
     unbroken = train(make_job("unbroken", optim=LONG))
-    job = make_job("killed", optim=LONG)
-    start_and_kill(job, at_step=5)
-    assert not job.final.exists()
-    stopped_at = newest_step(job)
-    result, records = recorded(job)
+    assert not killed.final.exists()
+    stopped_at = newest_step(killed)
+    result, records = recorded(killed)
     assert records[0] == {"phase": "fine-tuning", "step": stopped_at, "steps": 150, "resumed": True}
     assert digest(result) == digest(unbroken)
 
 
-def test_no_sample_is_seen_twice_or_skipped_over_a_kill(make_job: JobMaker) -> None:
-    job = make_job(optim=LONG)
-    start_and_kill(job, at_step=5)
-    train(job)
-    lines = [line for line in lines_of(job) if "batch" in line]
+def test_no_sample_is_seen_twice_or_skipped_over_a_kill(killed: Job) -> None:
+    train(killed)
+    lines = [line for line in lines_of(killed) if "batch" in line]
     by_step: dict[int, set[str]] = {}
     for line in lines:
         by_step.setdefault(line["step"], set()).add((line["batch"], line["loss"]))
     assert all(len(seen) == 1 for seen in by_step.values()), "a step that was done again saw other samples"
-    samples = SampleFile(Path(job.train))
-    planned = batches_from(samples.lengths, LONG.tokens_per_batch, job.seed, 0)
+    samples = SampleFile(Path(killed.train))
+    planned = batches_from(samples.lengths, LONG.tokens_per_batch, killed.seed, 0)
     epoch = [next(planned) for _ in range(150)]
     assert [[digest for digest, _ in seen] for _, seen in sorted(by_step.items())] == [
         [digest_of(batch)[:12]] for batch in epoch
@@ -78,13 +90,11 @@ def test_no_sample_is_seen_twice_or_skipped_over_a_kill(make_job: JobMaker) -> N
     assert sorted(one) == list(range(len(samples)))
 
 
-def test_a_damaged_checkpoint_is_passed_over(make_job: JobMaker) -> None:
-    job = make_job(optim=LONG)
-    start_and_kill(job, at_step=5)
-    newest = sorted((Path(job.folder) / "checkpoints").glob("step-*"))[-1]
+def test_a_damaged_checkpoint_is_passed_over(killed: Job) -> None:
+    newest = sorted((Path(killed.folder) / "checkpoints").glob("step-*"))[-1]
     os.truncate(newest / "tensors.safetensors", 1000)
     records: list[dict[str, Any]] = []
-    train(job, report=records.append)
+    train(killed, report=records.append)
     assert records[0]["resumed"]
     assert records[0]["step"] < int(newest.name.removeprefix("step-"))
 

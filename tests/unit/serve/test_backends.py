@@ -41,7 +41,7 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 
 @asynccontextmanager
 async def pool_of(*fakes: FakeOpenAI, **settings: Any) -> AsyncIterator[Pool]:
-    defaults = {"backoff_s": 0.01, "connect_s": 1, "first_token_s": 5, "silence_s": 5, "health_s": 60, "ready_s": 2}
+    defaults = {"backoff_s": 0.01, "connect_s": 1, "first_token_s": 5, "silence_s": 5, "health_s": 60, "ready_s": 20}
     config = BackendConfig.load({"urls": [fake.url for fake in fakes], "model": "m", **defaults, **settings})
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         pool = await Pool.open(session, config, "m")

@@ -353,24 +353,7 @@ def test_a_client_that_leaves_frees_its_place_and_is_recorded(world: World, gate
     assert wait_until(lambda: gateway.state()["releases"][world.champion]["in_flight"] == 0)
 
 
-def test_a_killed_gateway_leaves_no_engine_behind(world: World):
-    process = GatewayProcess(world.uri, "assistant", world.champion)
-    process.start()
-    engine = process.state()["releases"][world.champion]["engine_pid"]
-    os.kill(process.pid, signal.SIGKILL)
-    assert wait_until(lambda: not alive(engine))
-    process.close()
-
-
-def test_events_are_written_when_the_gateway_ends(world: World):
-    with GatewayProcess(world.uri, "assistant", world.champion) as process:
-        trace_id = ask(process.url).headers["x-serin-trace-id"]
-        engine = process.state()["releases"][world.champion]["engine_pid"]
-    assert len(read_events(storage_for(world.uri), "assistant", trace_id=trace_id)) == 1
-    assert not alive(engine)
-
-
-def test_a_gateway_that_follows_waits_for_the_first_champion_and_serves_each_later_one(
+def test_a_gateway_that_follows_serves_each_champion_and_writes_its_events_when_it_ends(
     world: World, tmp_path: Path
 ) -> None:
     store = tmp_path / "store"  # with a journal of its own
@@ -399,7 +382,11 @@ def test_a_gateway_that_follows_waits_for_the_first_champion_and_serves_each_lat
         assert process.state()["champion"] == world.champion, "whoever rolls a candidate out moves the traffic"
         process.set_rollout(champion=world.champion)
         process.wait_for(world.candidate, timeout_s=60)
-        assert ask(process.url).headers["x-serin-release"] == world.candidate
+        answer = ask(process.url)
+        assert answer.headers["x-serin-release"] == world.candidate
+        engine = process.state()["releases"][world.candidate]["engine_pid"]
+    assert len(read_events(storage_for(str(store)), "follower", trace_id=answer.headers["x-serin-trace-id"])) == 1
+    assert not alive(engine)
 
 
 def test_a_gateway_that_serves_something_else_for_good_is_not_waited_for(world: World, gateway: GatewayProcess) -> None:
@@ -428,3 +415,11 @@ def test_an_open_host_needs_api_keys(world: World):
     assert ended.returncode == 2
     assert "SERIN_API_KEYS" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_killed_gateway_leaves_no_engine_behind(world: World, gateway: GatewayProcess):
+    """The last one: it ends the gateway that the tests share."""
+    engine = gateway.state()["releases"][world.champion]["engine_pid"]
+    assert alive(engine)
+    os.kill(gateway.pid, signal.SIGKILL)
+    assert wait_until(lambda: not alive(engine))
