@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup
 	@$(BIN)/serin data samples $(SERIN_HOME)/samples --json > /dev/null
-	@$(BIN)/serin run --source $(SERIN_HOME)/samples
+	@$(BIN)/serin run --source $(SERIN_HOME)/samples --config components/serin/samples/demo.yaml
 
 test: setup lint types contracts unit
 

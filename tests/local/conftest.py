@@ -26,6 +26,7 @@ SMALL = [
     "evaluate.num_retrieved=10",
     "evaluate.num_golden=40",
     "evaluate.resamples=1000",
+    "evaluate.suites=[]",
     "evaluate.gate.rules=[{metric: bits_per_byte, kind: superiority, against: baseline, min_items: 10}]",
     "deploy.judge.max_ttft_ratio=3",
     "deploy.judge.max_error_increase=0.3",

@@ -184,7 +184,7 @@ def test_rollback_goes_back_to_the_release_before(serin: Serin, first: dict[str,
 
 GATE = json.dumps(
     {
-        "num_conversations": 40, "num_retrieved": 10, "num_golden": 40, "resamples": 1000,
+        "num_conversations": 40, "num_retrieved": 10, "num_golden": 40, "resamples": 1000, "suites": [],
         "gate": {"rules": [
             {"metric": "bits_per_byte", "kind": "non_inferiority", "against": "baseline", "margin": 0.5},
         ]},

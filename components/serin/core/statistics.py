@@ -64,6 +64,23 @@ def bootstrap_mean(values: ArrayLike, *, confidence: float = 0.95, resamples: in
     return Interval(mean, float(low), float(high), len(sample))
 
 
+def bootstrap_quantile(
+    values: ArrayLike, quantile: float, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> Interval:
+    """Percentile bootstrap interval of a quantile (Efron and Tibshirani 1993, section 13.3).
+
+    The interval of a high quantile of few values ends at the largest of them, and is too narrow then.
+
+    Raises:
+        ValueError: fewer than two values, or one that is not finite.
+    """
+    sample = _finite(values, minimum=2)
+    drawn = _resampled(len(sample), resamples, seed)
+    found = np.concatenate([np.quantile(sample[places], quantile, axis=1) for places in drawn])
+    low, high = np.quantile(found, [0.5 - confidence / 2, 0.5 + confidence / 2])
+    return Interval(float(np.quantile(sample, quantile)), float(low), float(high), len(sample))
+
+
 def bootstrap_means(sample: Floats, *, resamples: int, seed: int) -> Floats:
     """Means of resamples with replacement, (resamples,); the same draws for every sample of the same size."""
     size = len(sample)

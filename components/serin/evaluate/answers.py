@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from serin.core.artifacts import Artifact, Built
 from serin.core.context import StageContext
@@ -19,12 +18,10 @@ from serin.core.records import Conversation, Message, read_jsonl, write_jsonl
 from serin.core.release import Release, model_folder, open_part
 from serin.core.serving import ServingConfig, fitting
 from serin.evaluate.config import EvaluateConfig
+from serin.evaluate.likelihood import chat_row, row_losses
 from serin.evaluate.results import Answer
 from serin.evaluate.retrieval import Found
 from serin.evaluate.sampling import held_out, labels_of
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +30,6 @@ MAX_ROWS = 64
 """Answers decoded together."""
 CHUNK = 80
 """Conversations answered between two reports of progress."""
-LOGITS = 1 << 26
-"""Logits computed at once (256 MiB in float32), which bounds the memory whatever the vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -158,41 +153,11 @@ def reference_losses(
 
     None where the chat template does not extend the prompt by the answer, or both exceed the model's context.
     """
-    rows = {i: row for i, prompt in enumerate(prompts) if (row := _tokens(generator, prompt, references[i]))}
+    rows = {i: row for i, prompt in enumerate(prompts) if (row := chat_row(generator, prompt, references[i]))}
     losses: list[tuple[float, int] | None] = [None] * len(prompts)
-    waiting = sorted(rows, key=lambda i: len(rows[i][0]))
-    while waiting:
-        longest = len(rows[waiting[-1]][0])
-        number = max(1, LOGITS // (generator.model.config.vocab_size * longest))
-        batch, waiting = waiting[-number:], waiting[:-number]
-        for i, loss in zip(batch, _losses(generator, [rows[i] for i in batch]), strict=True):
-            losses[i] = loss
+    for i, loss in zip(rows, row_losses(generator, list(rows.values())), strict=True):
+        losses[i] = loss
     return losses
-
-
-def _tokens(generator: Generator, prompt: list[dict[str, str]], reference: str) -> tuple[list[int], int] | None:
-    """Token ids of prompt and answer, and where the answer starts."""
-    opening = generator.encode(prompt)
-    whole: Any = generator.tokenizer.apply_chat_template(
-        [*prompt, {"role": "assistant", "content": reference}], tokenize=True, return_dict=False
-    )
-    if whole[: len(opening)] != opening or not len(opening) < len(whole) <= generator.max_context:
-        return None
-    return list(whole), len(opening)
-
-
-def _losses(generator: Generator, rows: Sequence[tuple[list[int], int]]) -> list[tuple[float, int]]:
-    import torch
-
-    device = generator.model.device
-    width = max(len(ids) for ids, _ in rows)
-    tokens = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in rows], device=device)  # (rows, tokens)
-    mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in rows], device=device)
-    with torch.inference_mode():
-        logits: torch.Tensor = generator.model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
-        losses = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none")
-    # (rows, tokens - 1): column j is the loss of token j + 1
-    return [(float(losses[i, start - 1 : len(ids) - 1].sum()), len(ids) - start) for i, (ids, start) in enumerate(rows)]
 
 
 def _progress(context: StageContext, role: str, done: int, total: int) -> None:

@@ -7,7 +7,7 @@ stand in an object ``metrics`` and labels in an object ``slices``.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -20,8 +20,9 @@ from serin.core.records import read_jsonl
 from serin.core.statistics import Interval
 from serin.evaluate.config import EvaluateConfig, GatePolicy, Rule
 from serin.evaluate.metrics import compare, item_values, slices_of, summarise
-from serin.evaluate.results import BY_NAME, Answer, Comparison, Results
+from serin.evaluate.results import Answer, Comparison, Outcome, Results, definition
 from serin.evaluate.run import read_results
+from serin.evaluate.summary import SUITES, group_of, item_key
 
 RESERVED = frozenset({"id", "group", "suite", "digest", "contaminated", "metrics", "slices"})
 DEFAULT_SUITE = "items"
@@ -69,14 +70,26 @@ def read_items(path: Path) -> Items:
 
 
 def items_of(evaluation: Artifact, name: str) -> Items:
-    """The candidate's values in an evaluation artefact: its answers to given passages."""
+    """The candidate's values in an evaluation artefact: its answers to given passages, and those of declared suites."""
     answers = [one for one in read_jsonl(evaluation.path / "candidate.jsonl", Answer) if one.source == "given"]
     items = Items(name, values=item_values(answers, []))
     for one in answers:
         items.groups[one.id], items.labels[one.id] = one.group, dict(one.labels)
         items.suites.setdefault("conversations", {})[one.id] = digest_of([one.question, one.reference, one.passages])
+    if SUITES.format(role="candidate") in evaluation.manifest.files:
+        _take_outcomes(items, read_jsonl(evaluation.path / SUITES.format(role="candidate"), Outcome))
     items.contaminated = set(read_results(evaluation).contaminated)
     return items
+
+
+def _take_outcomes(items: Items, outcomes: Iterable[Outcome]) -> None:
+    """Values of suites, without what clocks said: those of two evaluations do not compare."""
+    for one in outcomes:
+        item = item_key(one)
+        items.groups[item], items.labels[item] = group_of(one), dict(one.labels)
+        items.suites.setdefault(one.suite, {})[item] = one.digest
+        for name, value in one.values.items():
+            items.values.setdefault(f"{one.suite}.{name}", {})[item] = value
 
 
 def not_worse_policy(candidate: Items, champion: Items, margin: float) -> GatePolicy:
@@ -100,7 +113,9 @@ def compare_items(candidate: Items, champion: Items, policy: GatePolicy, config:
     names = sorted(set(candidate.values) & set(champion.values))
     if not names:
         raise InputError(f"{candidate.name} and {champion.name} share no metric: name them alike.")
-    lower = {name for name, metric in BY_NAME.items() if not metric.higher_is_better} | set(policy.lower_is_better)
+    known = {name: definition(name) for name in names}
+    lower = {name for name, metric in known.items() if metric.unit != "value" and not metric.higher_is_better}
+    lower |= set(policy.lower_is_better)
     labels = {item: candidate.labels.get(item, {}) for item in common}
 
     def compared(chosen: set[str]) -> dict[str, Comparison]:

@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from serin.core.config import Section
 from serin.core.digests import digest_of
+from serin.evaluate.judge_config import JudgeConfig
+from serin.evaluate.suite_config import DEFAULT_SUITES, Suite
 
 
 class Rule(Section):
@@ -69,11 +71,20 @@ class GatePolicy(Section):
     """Metrics of one's own where less is better; the direction of the built-in ones is known."""
     contaminated: Literal["fail", "report"] = "fail"
     """What items do that were found in the training data."""
+    judge: JudgeConfig = JudgeConfig()
+    """A judge model, whose preferences rules may name as ``judge_preference``; none unless a URL is given."""
 
     @property
     def version(self) -> str:
-        """The first 16 hex digits of the policy's digest."""
-        return digest_of(self.dump())[:16]
+        """The first 16 hex digits of the policy's digest: the judge's prompt and model are in it."""
+        values = self.dump()
+        if not self.judge.url:
+            del values["judge"]
+        return digest_of(values)[:16]
+
+
+TAKEN = ("conversations", "golden", "candidate", "champion", "baseline")
+"""Names that no declared suite may have."""
 
 
 class EvaluateConfig(Section):
@@ -84,7 +95,7 @@ class EvaluateConfig(Section):
     num_retrieved: int = Field(40, ge=0)
     """How many of them are also answered from live retrieval in the release's index; 0 leaves it out."""
     num_golden: int = Field(300, ge=0)
-    """Golden questions asked of the index at most; 0 leaves them out."""
+    """Golden questions of the dataset asked of the index at most; 0 leaves them out."""
     golden_depth: int = Field(10, ge=5)
     """Results looked at for each golden question."""
     num_examples: int = Field(6, ge=0)
@@ -98,5 +109,23 @@ class EvaluateConfig(Section):
     num_threads: int | None = Field(1, ge=1)
     """CPU threads of the evaluation; none leaves the number to PyTorch.  One is fastest for models of a few million
     parameters, and by far on a busy machine."""
+    suites: tuple[Suite, ...] = DEFAULT_SUITES
+    """What is measured beside the dataset's own held-out conversations and golden questions; [] for nothing."""
+    concurrency: int = Field(1, ge=1)
+    """Requests under way at once where suites ask the endpoint (never in latency suites).  One is repeatable to the
+    last bit; with more, the engine's batches depend on who comes first."""
+    request_timeout_s: float = Field(60.0, gt=0)
+    """Longest wait for one answer of the endpoint; an item without an answer fails the gate."""
+    min_slice_items: int = Field(10, ge=2)
+    """Independent items that a slice must have to be compared with another in ``gap`` metrics."""
     gate: GatePolicy = GatePolicy()
     """What the candidate must meet."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "EvaluateConfig":
+        names = [suite.name for suite in self.suites]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two suites are called {twice[0]!r}: give each a name of its own")
+        if taken := [name for name in names if name in TAKEN]:
+            raise ValueError(f"a suite may not be called {taken[0]!r}: the evaluation uses that name itself")
+        return self

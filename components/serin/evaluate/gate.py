@@ -8,7 +8,7 @@ better one by luck; and the interval's end must keep to the margin too.  ``no_re
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import ceil, isfinite
 from typing import Any
 
 import numpy as np
@@ -200,14 +200,20 @@ def _claimed(
 def _excuse(rule: Rule, results: Results) -> str | None:
     if rule.against == "champion" and "champion" in results.not_applicable:
         return results.not_applicable["champion"]
-    return results.not_applicable.get(rule.metric) if rule.optional else None
+    return _why_absent(rule.metric, results) if rule.optional else None
+
+
+def _why_absent(metric: str, results: Results) -> str | None:
+    """Why a metric, or its suite, is not there, where the evaluation says so."""
+    suite = metric.partition(".")[0] if "." in metric else metric
+    return results.not_applicable.get(metric) or results.not_applicable.get(suite)
 
 
 def _unfit(rule: Rule, name: str, interval: Interval | None, results: Results) -> str:
     """Why a rule cannot be judged, which fails it; empty where it can."""
     if interval is None:
         against = f" against the {rule.against}" if rule.against else ""
-        why = results.not_applicable.get(rule.metric, "")
+        why = _why_absent(rule.metric, results) or ""
         return f"{name}{against} is missing from the evaluation, and a missing metric fails. {why}".strip()
     if interval.count < rule.min_items:
         return (
@@ -230,7 +236,19 @@ def _limit(rule: Rule, name: str, interval: Interval) -> Judged:
     text = (
         f"{name} is {interval.estimate:.3f}{surely} on {interval.count} items; {required} {rule.limit:.3f} is required."
     )
-    return Judged(PASSED if holds else FAILED, text)
+    return Judged(PASSED, text) if holds else Judged(FAILED, text + _more_for_limit(rule, interval))
+
+
+def _more_for_limit(rule: Rule, interval: Interval) -> str:
+    """How many items would tell, where the estimate keeps to the limit and its interval does not: an interval's width
+    goes with the root of the items."""
+    assert rule.limit is not None  # the rule's own validation
+    at_least = rule.kind == "floor"
+    distance = interval.estimate - rule.limit if at_least else rule.limit - interval.estimate
+    reach = interval.estimate - interval.low if at_least else interval.high - interval.estimate
+    if not rule.surely or distance <= 0 or reach <= distance:
+        return ""
+    return f" These items leave it open: about {ceil(interval.count * (reach / distance) ** 2)} would tell."
 
 
 def _compare(

@@ -38,7 +38,7 @@ def item_values(answers: Sequence[Answer], golden: Sequence[GoldenResult]) -> It
 
 def summarise(values: Mapping[str, float], groups: Mapping[str, str], config: EvaluateConfig) -> Interval | None:
     """Mean of one metric with its interval, one value for each group; None below two groups."""
-    means = list(_group_means(values, groups).values())
+    means = list(group_means(values, groups).values())
     if len(means) < 2:
         return None
     return bootstrap_mean(means, confidence=config.confidence, resamples=config.resamples, seed=config.seed)
@@ -61,22 +61,23 @@ def compare(
         other: the same of the other release.
         groups: item to group; items of one group count as one.
         config: interval and seed.
-        higher_is_better: None: as the metric's definition says.
+        higher_is_better: None: as the gate's ``lower_is_better``, else the metric's definition, says.
     """
     if higher_is_better is None:
-        higher_is_better = definition(metric).higher_is_better
+        higher_is_better = definition(metric).higher_is_better and metric not in config.gate.lower_is_better
     sign = 1.0 if higher_is_better else -1.0
     gains = {item: sign * (candidate[item] - other[item]) for item in candidate if item in other}
     improvement = summarise(gains, groups, config)
     if improvement is None:
         return None
     signs = np.sign(list(gains.values()))
-    by_group = _group_means(gains, groups)
+    by_group = group_means(gains, groups)
     independent = tuple(by_group[group] for group in sorted(by_group))
     effect = effect_size(independent)
     level, deviation = config.gate, float(np.std(independent, ddof=1))
     detectable = detectable_difference(deviation, len(independent), alpha=level.alpha, power=level.power)
     return Comparison(
+        num_unpaired=len(candidate.keys() ^ other.keys()),
         gains=independent,
         effect_size=effect if isfinite(effect) else None,
         p_value=sign_flip_test(independent, alternative="two-sided"),
@@ -168,7 +169,8 @@ def _of_golden(result: GoldenResult) -> dict[str, float]:
     }
 
 
-def _group_means(values: Mapping[str, float], groups: Mapping[str, str]) -> dict[str, float]:
+def group_means(values: Mapping[str, float], groups: Mapping[str, str]) -> dict[str, float]:
+    """Group to the mean of its items, an item without a group being one of its own."""
     members: dict[str, list[float]] = {}
     for item, value in values.items():
         members.setdefault(groups.get(item) or item, []).append(value)

@@ -78,7 +78,7 @@ class Outcome(Record):
     labels: dict[str, str] = Field(default_factory=dict)
     question: str = ""
     expected: str = ""
-    """For people: the reference, the right label or choice, 'blocked', 'answered', 'abstains', document ids."""
+    """For people: the reference, the right label or choice, 'blocked', 'an answer', 'abstention', document ids."""
     answer: str = ""
     """The release's answer, label, choice or documents."""
     finish_reason: str = ""
@@ -88,7 +88,7 @@ class Outcome(Record):
     actions: tuple[str, ...] = ()
     """What guardrails did: 'stage:rail:action'."""
     passages: tuple[str, ...] = ()
-    """That the answer rests on."""
+    """That the answer rests on; of the endpoint's answers their titles, as users see them."""
     error: str = ""
     """Why there is no answer; then there are no values."""
     values: dict[str, float] = Field(default_factory=dict)
@@ -172,7 +172,7 @@ def definition(name: str) -> Metric:
     """What a metric of a declared suite, a gap or one of the dataset's own is called, and which way is better.
 
     One that nothing is known of (lm-evaluation-harness names its own) is called by its name; lower is better where the
-    name says perplexity, loss, error or bits.
+    name says perplexity, loss or bits per byte.
     """
     if GAP in name:
         metric, _, label = name.partition(GAP)
@@ -193,7 +193,7 @@ def _of_suite(name: str) -> Metric:
     if quantile := _QUANTILE.fullmatch(name):
         base = _OF_SUITES[f"{quantile[1]}_s"]
         return replace(base, name=name, label=f"{base.label}, {quantile[2]}", paired=False)
-    is_lower = any(word in name for word in ("perplexity", "loss", "error", "bits", "_rate"))
+    is_lower = any(word in name for word in ("perplexity", "loss", "bits_per_byte"))
     return Metric(name, name, higher_is_better=not is_lower, unit="value")
 
 
@@ -204,6 +204,8 @@ class Comparison(Record):
     won: int = 0
     lost: int = 0
     tied: int = 0
+    num_unpaired: int = 0
+    """Items that have a value of one of the two releases only: they count for nothing."""
     gains: tuple[float, ...] = ()
     """One for each independent item, in the order of their ids; what the gate tests."""
     effect_size: float | None = None

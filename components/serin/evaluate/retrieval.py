@@ -6,6 +6,7 @@ the endpoint's (``core.serving.search``) for a caller without access labels.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -82,10 +83,21 @@ def ndcg(result: GoldenResult, depth: int) -> float:
 
     Binary relevance, logarithm of base 2 (Jarvelin and Kekalainen 2002, doi 10.1145/582415.582418).
     """
-    wanted = set(result.document_ids)
-    found = list(dict.fromkeys(result.found_ids))[:depth]
-    gain = sum(1 / math.log2(rank + 1) for rank, one in enumerate(found, start=1) if one in wanted)
-    return gain / sum(1 / math.log2(rank + 1) for rank in range(1, min(len(wanted), depth) + 1))
+    return graded_ndcg(dict.fromkeys(result.document_ids, 1.0), result.found_ids, depth)
+
+
+def graded_ndcg(grades: Mapping[str, float], found_ids: Sequence[str], depth: int) -> float:
+    """The same with graded relevance, where a document's gain is its grade.
+
+    Args:
+        grades: document to grade, above 0.
+        found_ids: best first.
+        depth: how many of them count.
+    """
+    found = list(dict.fromkeys(found_ids))[:depth]
+    gain = sum(grades.get(one, 0.0) / math.log2(rank + 1) for rank, one in enumerate(found, start=1))
+    best = sorted(grades.values(), reverse=True)[:depth]
+    return gain / sum(grade / math.log2(rank + 1) for rank, grade in enumerate(best, start=1))
 
 
 def reciprocal_rank(result: GoldenResult) -> float:

@@ -14,7 +14,7 @@ from serin.evaluate.config import EvaluateConfig, GatePolicy, Rule
 from serin.evaluate.results import Answer
 from serin.evaluate.run import champion_of, evaluate, headline, read_results
 
-CONFIG = EvaluateConfig(num_conversations=32, num_retrieved=8, resamples=1000, num_threads=1)
+CONFIG = EvaluateConfig(num_conversations=32, num_retrieved=8, resamples=1000, num_threads=1, suites=())
 
 
 def run(world, champion=None, config=CONFIG, dataset=None, candidate=None):

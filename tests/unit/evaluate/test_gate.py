@@ -250,7 +250,24 @@ def test_a_limit_can_ask_for_the_whole_interval():
     results = Results(release_ids={"candidate": "c"}, values=values)
     floor = Rule(metric="block_rate", kind="floor", limit=0.9)
     assert decide(results, GatePolicy(rules=(floor,))).outcome == "pass"
-    assert decide(results, GatePolicy(rules=(floor.model_copy(update={"surely": True}),))).outcome == "fail"
+    surely = decide(results, GatePolicy(rules=(floor.model_copy(update={"surely": True}),)))
+    assert surely.outcome == "fail"
+    assert re.search(r"about 19[67] would tell", surely.reasons[0])  # 100 * (0.07 / 0.05)^2
+
+
+def test_a_rule_on_a_suite_that_is_not_there_says_why_and_is_passed_over_only_where_it_may_be():
+    rule = Rule(metric="lm.arc_easy.acc", kind="floor", limit=0.2)
+    results = Results(
+        release_ids={"candidate": "c"},
+        values={"candidate": {"a": Interval(1.0, 1.0, 1.0, 100)}},
+        not_applicable={"lm": "lm-evaluation-harness is not installed."},
+    )
+    other = Rule(metric="a", kind="floor", limit=0.5)
+    failed = decide(results, GatePolicy(rules=(rule, other)))
+    assert failed.outcome == "fail"
+    assert "is missing from the evaluation, and a missing metric fails. lm-evaluation-harness" in failed.reasons[0]
+    passed = decide(results, GatePolicy(rules=(rule.model_copy(update={"optional": True}), other)))
+    assert passed.outcome == "pass"
 
 
 def test_a_comparison_without_values_by_item_is_not_believed():

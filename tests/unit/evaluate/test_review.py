@@ -18,7 +18,7 @@ from serin.evaluate.review import krippendorff, read_verdicts, review_of
 from serin.evaluate.run import evaluate, read_results
 from serin_pipelines.cli import app
 
-CONFIG = EvaluateConfig(num_conversations=32, num_retrieved=2, resamples=1_000)
+CONFIG = EvaluateConfig(suites=(), num_conversations=32, num_retrieved=2, resamples=1_000)
 
 
 @pytest.fixture
