@@ -1,7 +1,7 @@
 """serin evaluate: the stage alone, and the comparison of item values from any harness."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
@@ -21,6 +21,7 @@ from serin_pipelines.options import (
     Tracking,
     WithDefault,
     console,
+    prepared_tracking,
     settings,
     show,
     stage_from_options,
@@ -30,6 +31,7 @@ from serin_pipelines.options import (
 if TYPE_CHECKING:
     from serin.evaluate.compare import Items
     from serin.evaluate.config import GatePolicy
+    from serin.evaluate.review import Verdicts
 
 SHOWN = {"passed": "[green]holds[/]", "failed": "[red]FAILS[/]"}
 
@@ -131,11 +133,18 @@ def review(
     number: Annotated[int, typer.Option("--number", min=1, help="Pairs of answers at most.")] = 50,
     against: Annotated[str, typer.Option("--against", help="champion or baseline (default: what there is).")] = "",
     seed: Annotated[int, typer.Option("--seed", help="Chooses the pairs and deals the sides.")] = 0,
+    queue: Annotated[bool, typer.Option("--queue", help="Put the pairs into a review queue of MLflow's too.")] = False,
+    reviewers: Annotated[
+        list[str] | None, typer.Option("--reviewer", help="Who is asked in MLflow; can be repeated.")
+    ] = None,
     store: Store = "",
+    tracking: Tracking = "",
     endpoint: Endpoint = "assistant",
     as_json: AsJson = False,
 ) -> None:
     """Write a page on which people judge answers of an evaluated release blindly against the other's.
+
+    With --queue they can judge in MLflow instead, where the queue is under the endpoint's experiment.
 
     Example: serin evaluate review --release 3f2a9c0d --output review.html
     """
@@ -149,24 +158,45 @@ def review(
         reviewing.write_page(output, made)
     except OSError as error:
         raise ConfigError(f"{output} cannot be written ({error.strerror}): name another file.") from error
-    show({"page": str(output), "review": made.id, "pairs": len(made.pairs), "against": made.against}, as_json)
+    shown = {"page": str(output), "review": made.id, "pairs": len(made.pairs), "against": made.against}
+    if queue:
+        from serin.evaluate.review_mlflow import queue_review
+
+        shown["queue"] = queue_review(made, prepared_tracking(tracking), endpoint, reviewers or [])
+    show(shown, as_json)
 
 
 @app.command("verdicts")
 def verdicts(
-    file: Annotated[Path, typer.Argument(help="What the review page saved.")],
+    file: Annotated[Path | None, typer.Argument(help="What the review page saved.")] = None,
+    queued: Annotated[str, typer.Option("--queued", help="Id of a review whose verdicts were given in MLflow.")] = "",
     store: Store = "",
+    tracking: Tracking = "",
     endpoint: Endpoint = "assistant",
     as_json: AsJson = False,
 ) -> None:
-    """Read a reviewer's verdicts back into the journal; the next evaluation of the release counts them.
+    """Read reviewers' verdicts back into the journal; the next evaluation of the release counts them.
 
     Example: serin evaluate verdicts verdicts-3f2a9c0d.json
     """
     from serin.evaluate import review as reviewing
+    from serin.evaluate.review_mlflow import queued_verdicts
 
+    if (file is None) == (not queued):
+        raise ConfigError("Say where the verdicts are: the file that the page saved, or --queued REVIEW.")
     artifacts = ArtifactStore(store_or_default(store))
-    given = reviewing.read_verdicts(file)
+    if file is not None:
+        given = [reviewing.read_verdicts(file)]
+    else:
+        given = queued_verdicts(queued, prepared_tracking(tracking), endpoint)
+    counted = [_count(one, artifacts, endpoint) for one in given]
+    show(counted[0] if file is not None else {"reviewers": counted}, as_json)
+
+
+def _count(given: "Verdicts", artifacts: ArtifactStore, endpoint: str) -> dict[str, Any]:
+    """One reviewer's verdicts into the journal, once."""
+    from serin.evaluate import review as reviewing
+
     made, evaluation = reviewing.load_review(artifacts, given.review)
     evidence = reviewing.evidence_of(given, made)
     journal, release_id = Journal(artifacts.storage, endpoint), evaluation.manifest.inputs["candidate_release"]
@@ -181,7 +211,7 @@ def verdicts(
             approved_by=given.reviewer,
         )
     counts = {name: evidence[name] for name in ("won", "lost", "tied")}
-    show({"release": release_id, "reviewer": given.reviewer, **counts, "new": not known}, as_json)
+    return {"release": release_id, "reviewer": given.reviewer, **counts, "new": not known}
 
 
 def _items(name: str, store: str, endpoint: str) -> "Items":

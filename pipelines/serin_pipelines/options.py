@@ -57,6 +57,13 @@ def tracking_or_default(tracking: str) -> str:
     return tracking or f"sqlite:///{home() / 'mlflow.db'}"
 
 
+def prepared_tracking(tracking: str) -> str:
+    """The same, a sqlite file made where it is absent."""
+    uri = tracking_or_default(tracking)
+    prepare_database(uri)
+    return uri
+
+
 def settings(config: Path | None, overrides: list[str] | None, endpoint: str = "") -> RunConfig:
     """The configuration that a command's options describe."""
     loaded = load_config(config, overrides or [])
@@ -81,12 +88,10 @@ def parse_parameters(given: list[str] | None, option: str = "--param") -> dict[s
 @contextmanager
 def stage_from_options(stage: str, store: str, tracking: str, endpoint: str) -> Iterator[StageContext]:
     """A stage's context for a stage that is run alone."""
-    tracking_uri = tracking_or_default(tracking)
-    prepare_database(tracking_uri)
     with stage_context(
         stage,
         store_uri=store_or_default(store),
-        tracking_uri=tracking_uri,
+        tracking_uri=prepared_tracking(tracking),
         lineage_id=new_run_id(),
         endpoint=endpoint,
     ) as context:

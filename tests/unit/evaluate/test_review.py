@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from serin.core.artifacts import ArtifactStore
-from serin.core.errors import InputError
+from serin.core.errors import ConfigError, InputError
 from serin.core.journal import Journal
 from serin.core.records import read_jsonl
 from serin.core.release import save_release
@@ -172,3 +172,54 @@ def test_a_file_that_is_no_file_of_verdicts_is_named(tmp_path):
         read_verdicts(tmp_path / "x.json")
     with pytest.raises(InputError, match="cannot be read"):
         read_verdicts(tmp_path / "none.json")
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The ``noload`` loader strategy",  # MLflow's own use of SQLAlchemy
+    "ignore:.*Any type hint is inferred",  # and of its own type hints
+)
+def test_verdicts_given_in_an_mlflow_review_queue_count_like_those_of_the_page(world, evaluation, tmp_path):
+    import mlflow
+    from mlflow.entities import AssessmentSource
+    from mlflow.genai.review_queues import get_review_queue, list_review_queue_items
+
+    from serin.evaluate.review_mlflow import QUESTION
+
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    where = ["--store", world.store_uri, "--tracking", uri, "--json"]
+    asked = ["evaluate", "review", "--release", world.candidate.id, "--output", str(tmp_path / "r.html"),
+             "--number", "3", "--queue", "--reviewer", "ada"]  # fmt: skip
+    made = json.loads(CliRunner().invoke(app, [*asked, *where]).stdout)
+    assert json.loads(CliRunner().invoke(app, [*asked, *where]).stdout) == made  # a second time changes nothing
+    nobody = CliRunner().invoke(app, ["evaluate", "verdicts", "--queued", made["review"], *where])
+    assert "Nobody has judged" in str(nobody.exception)
+
+    pairs = {pair.item: pair for pair in review_of(evaluation.artifact, 3).pairs}
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        experiment = mlflow.get_experiment_by_name("assistant").experiment_id
+        queue = get_review_queue(name=made["queue"], experiment_id=experiment)
+        assert queue.users == ["ada"]
+        items = list_review_queue_items(queue.queue_id)
+        assert len(items) == 3
+        for item in items:
+            trace = mlflow.get_trace(item.item_id)
+            assert "candidate" not in json.dumps([trace.data.request, trace.data.response])  # blind
+            letter = candidate_wins(pairs[trace.info.tags["serin.item"]]).upper()
+            source = AssessmentSource(source_type="HUMAN", source_id="ada")
+            value = f"{letter} is better"
+            mlflow.log_feedback(trace_id=item.item_id, name=QUESTION, value=value, rationale="clear", source=source)
+    finally:
+        mlflow.set_tracking_uri(before)
+    read = ["evaluate", "verdicts", "--queued", made["review"], *where]
+    (ada,) = json.loads(CliRunner().invoke(app, read).stdout)["reviewers"]
+    assert (ada["reviewer"], ada["won"], ada["lost"], ada["new"]) == ("ada", 3, 0, True)
+    (again,) = json.loads(CliRunner().invoke(app, read).stdout)["reviewers"]
+    assert not again["new"]
+
+
+def test_verdicts_come_from_a_file_or_from_a_queue_not_from_both(tmp_path):
+    for arguments in ([], [str(tmp_path / "v.json"), "--queued", "ab"]):
+        done = CliRunner().invoke(app, ["evaluate", "verdicts", *arguments])
+        assert isinstance(done.exception, ConfigError)
