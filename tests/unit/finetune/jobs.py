@@ -31,7 +31,8 @@ RUN_RANK = (
     "import sys, pathlib; from torch import distributed; from serin.finetune.loop import Job, train; "
     "from serin.finetune.ranks import DistributedRanks; rank, size = int(sys.argv[2]), int(sys.argv[3]); "
     "distributed.init_process_group('gloo', init_method='file://' + sys.argv[4], rank=rank, world_size=size); "
-    "train(Job.model_validate_json(pathlib.Path(sys.argv[1]).read_bytes()), DistributedRanks(rank, size)); "
+    "ranks = DistributedRanks(rank, size); paths = map(pathlib.Path, [sys.argv[1], *sys.argv[5:]]); "
+    "[train(Job.model_validate_json(path.read_bytes()), ranks) for path in paths]; "
     "distributed.barrier(); distributed.destroy_process_group()"
 )
 
@@ -104,20 +105,26 @@ def start_and_kill(job: Job, at_step: int) -> None:
 
 def start(job: Job, *arguments: str, script: str = RUN_JOB) -> subprocess.Popen[bytes]:
     """Run a job in a process of its own."""
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
+    return subprocess.Popen([sys.executable, "-c", script, written(job), *arguments], env=environment)
+
+
+def written(job: Job) -> str:
+    """The file that hands a job to another process."""
     path = Path(job.folder).with_suffix(".json")
     path.write_text(job.model_dump_json(), encoding="utf-8")
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
-    return subprocess.Popen([sys.executable, "-c", script, str(path), *arguments], env=environment)
+    return str(path)
 
 
-def start_ranks(job: Job, size: int = 2, try_number: int = 1) -> Sequence[subprocess.Popen[bytes]]:
-    """Run a job with several ranks, a process each."""
+def start_ranks(job: Job, *more: Job, size: int = 2, try_number: int = 1) -> Sequence[subprocess.Popen[bytes]]:
+    """Run jobs, one after another, with several ranks, a process each."""
     meeting = Path(job.folder).with_suffix(f".meeting-{try_number}")
-    return [start(job, str(rank), str(size), str(meeting), script=RUN_RANK) for rank in range(size)]
+    others = [written(other) for other in more]
+    return [start(job, str(rank), str(size), str(meeting), *others, script=RUN_RANK) for rank in range(size)]
 
 
-def run_ranks(job: Job, size: int = 2, try_number: int = 1) -> Path:
-    """Run a job with several ranks to its end."""
-    processes = start_ranks(job, size, try_number)
+def run_ranks(job: Job, *more: Job, size: int = 2, try_number: int = 1) -> list[Path]:
+    """Run jobs with several ranks to their end."""
+    processes = start_ranks(job, *more, size=size, try_number=try_number)
     assert [process.wait(timeout=200) for process in processes] == [0] * size
-    return job.final
+    return [each.final for each in (job, *more)]

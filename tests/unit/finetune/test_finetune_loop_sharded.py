@@ -27,16 +27,12 @@ def assert_alike(one: dict[str, Any], two: dict[str, Any]) -> None:
         torch.testing.assert_close(weight, two[name], rtol=1e-2, atol=1e-3)
 
 
-def test_two_ranks_learn_what_one_learns(make_job: JobMaker) -> None:
-    alone = train(make_job("alone"))
-    assert_alike(weights(alone), weights(run_ranks(make_job("shared", micro_batch_tokens=200))))
-
-
-def test_two_shards_with_adapters_learn_what_one_process_learns(make_job: JobMaker) -> None:
+def test_two_processes_learn_what_one_learns_with_copies_and_with_shards(make_job: JobMaker) -> None:
     stopping = {"early_stopping_patience": 100}  # the best weights are gathered too
-    alone = train(make_job("alone", **stopping))
     changes = {"strategy": "fsdp2", "micro_batch_tokens": 200, "activation_checkpointing": True}
-    sharded = run_ranks(make_job("sharded", **stopping, **changes))
+    copied, sharded = run_ranks(make_job("shared", micro_batch_tokens=200), make_job("sharded", **stopping, **changes))
+    assert_alike(weights(train(make_job("alone"))), weights(copied))
+    alone = train(make_job("alone-too", **stopping))
     assert_alike(weights(alone), weights(sharded))
     merged = "merged/model.safetensors"
     assert_alike(weights(alone, merged), weights(sharded, merged))
@@ -55,7 +51,8 @@ def test_shards_killed_in_the_middle_continue_on_two_ranks_and_on_one(make_job: 
     kill_ranks_at(job, step=5)
     copy = job.model_copy(update={"folder": job.folder + "-copy"})
     shutil.copytree(job.folder, copy.folder)
-    assert_alike(unbroken, weights(run_ranks(job, try_number=2), merged))
+    [continued] = run_ranks(job, try_number=2)
+    assert_alike(unbroken, weights(continued, merged))
     result, records = recorded(copy)
     assert records[0]["resumed"]
     assert_alike(unbroken, weights(result, merged))
