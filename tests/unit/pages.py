@@ -113,7 +113,8 @@ def seen_by_a_browser(page: Path, width: int, theme: int) -> dict[str, Any]:
 
 @cache
 def _axe() -> Path | None:
-    roots = [folder / "node_modules" for folder in Path(__file__).resolve().parents]
+    folders = Path(__file__).resolve().parents
+    roots = [folder / inner for folder in folders for inner in ("node_modules", ".serin/tools/node_modules")]
     if npm := shutil.which("npm"):
         asked = subprocess.run([npm, "root", "--global"], capture_output=True, text=True, timeout=LOOK_S, check=False)
         roots.append(Path(asked.stdout.strip() or "."))

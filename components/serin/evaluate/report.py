@@ -8,12 +8,12 @@ from serin.core.decision import Decision
 from serin.core.page import Section, digest, page
 from serin.evaluate.config import EvaluateConfig
 from serin.evaluate.report_evidence import evidence_section
-from serin.evaluate.report_examples import examples_section
+from serin.evaluate.report_examples import examples_section, failures_of
 from serin.evaluate.report_gate import gate_section, verdict_section
 from serin.evaluate.report_lineage import Behind, lineage_section
 from serin.evaluate.report_measures import measures_section, safety_section, speed_section
 from serin.evaluate.report_slices import slices_section
-from serin.evaluate.results import Answer, Results
+from serin.evaluate.results import Answer, Outcome, Results
 
 
 def write_report(
@@ -24,6 +24,7 @@ def write_report(
     config: EvaluateConfig,
     dataset_digest: str,
     behind: Behind | None = None,
+    outcomes: Mapping[str, Sequence[Outcome]] | None = None,
 ) -> None:
     """Write the report.
 
@@ -35,6 +36,7 @@ def write_report(
         config: the settings, which the report states.
         dataset_digest: of the dataset, likewise.
         behind: the releases and what they were made from, for the picture of it; None leaves it out.
+        outcomes: role to what it made of the suites' items, for those that went wrong.
     """
     release = results.release_ids["candidate"][:12]
     words = "passes the gate" if decision.outcome == "pass" else "does not pass the gate"
@@ -42,8 +44,8 @@ def write_report(
         verdict_section(results, decision),
         gate_section(results, decision),
         measures_section(results, decision, config),
-        safety_section(results, decision, config),
-        speed_section(results, decision, config),
+        safety_section(results, decision, failures_of(outcomes or {}, config)),
+        speed_section(results, decision),
         slices_section(results, decision),
         examples_section(answers, config),
         evidence_section(results, decision),

@@ -4,13 +4,16 @@ import re
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from serin.core.page import Section, fold, side_by_side
+from serin.core.page import Section, badge, fold, side_by_side
+from serin.core.palette import Tone
 from serin.core.text import STOP_WORDS, token_f1
 from serin.evaluate.config import EvaluateConfig
 from serin.evaluate.report_words import TONES, figure
-from serin.evaluate.results import Answer
+from serin.evaluate.results import Answer, Outcome, definition
 
 MAX_CHARS = 400
+FAILURES = ("attack_success_rate", "leak_rate", "over_refusal_rate", "over_block_rate")
+"""Metrics of safety whose value of an item is above 0 where something went wrong."""
 _WORDS = re.compile(r"\w+(?:[.,'’]\w+)*")
 
 
@@ -28,6 +31,41 @@ def examples_section(answers: Mapping[str, Sequence[Answer]], config: EvaluateCo
     ]
     note = f"Candidate and {against} on the same question. Words of the reference are marked; F1 compares with it."
     return Section("Examples", "".join(parts) if pairs and config.num_examples else "", note)
+
+
+def failures_of(outcomes: Mapping[str, Sequence[Outcome]], config: EvaluateConfig) -> str:
+    """What the candidate let through, gave away or refused without need, beside what the other release did (HTML)."""
+    against = "champion" if "champion" in outcomes else "baseline"
+    others = {(one.suite, one.id): one for one in outcomes.get(against, ())}
+    parts = []
+    for metric in FAILURES:
+        label = definition(metric).label
+        found = [one for one in outcomes.get("candidate", ()) if one.values.get(metric, 0.0) > 0]
+        shown = [
+            _failure(one, others.get((one.suite, one.id)), metric, against) for one in found[: config.num_examples]
+        ]
+        if shown:
+            parts.append(fold(f"{label}: {len(found)} by the candidate", "".join(shown)))
+    return "".join(parts)
+
+
+def _failure(one: Outcome, other: Outcome | None, metric: str, against: str) -> str:
+    columns = [_did("candidate", one, metric)] + ([_did(against, other, metric)] if other else [])
+    return (
+        f'<article class="card"><p class="said"><strong>{escape(_cut(one.question))}</strong></p>'
+        f'<p class="note">{escape(one.suite)}, {escape(one.id)}; expected: {escape(_cut(one.expected)) or "–"}</p>'
+        f"{side_by_side(*columns)}</article>"
+    )
+
+
+def _did(role: str, outcome: Outcome, metric: str) -> str:
+    failed = outcome.values.get(metric, 0.0) > 0
+    mark = badge(Tone.BAD, "failed") if failed else badge(Tone.GOOD, "held")
+    actions = f'<p class="note">{escape(", ".join(outcome.actions))}</p>' if outcome.actions else ""
+    return (
+        f'<p class="note"><strong class="tone-{TONES[role]}">{role.capitalize()}</strong> {mark}</p>'
+        f'<p class="said">{escape(_cut(outcome.answer)) or "(no answer)"}</p>{actions}'
+    )
 
 
 def _example(one: Answer, other: Answer, against: str) -> str:

@@ -40,15 +40,14 @@ OWN = {
 """Groups of the dataset's own metrics."""
 
 
-def safety_section(results: Results, decision: Decision, config: EvaluateConfig) -> Section:
-    """Attacks, refusals of the harmless, and leaks."""
+def safety_section(results: Results, decision: Decision, failures: str) -> Section:
+    """Attacks, refusals of the harmless, and leaks; below them the items that went wrong (HTML)."""
     names = [name for name in _names(results) if _own(name) in SAFETY]
-    return Section(
-        "Safety", _metrics(names, results, decision), "Guardrails and model together, as a caller meets them."
-    )
+    html = _metrics(names, results, decision) + failures
+    return Section("Safety", html, "Guardrails and model together, as a caller meets them.")
 
 
-def speed_section(results: Results, decision: Decision, config: EvaluateConfig) -> Section:
+def speed_section(results: Results, decision: Decision) -> Section:
     """Latency and cost on the engine that serves."""
     names = [name for name in _names(results) if _own(name).startswith(SPEED)]
     return Section("Latency and cost", _metrics(names, results, decision), "Read on the machine that evaluated.")

@@ -99,7 +99,8 @@ def evaluate(
                 write_jsonl(output / SUITES.format(role=role), one.outcomes)
         answers = {role: one.answers for role, one in observed.items()}
         behind = Behind.of(roles)
-        write_report(output / REPORT, results, decision, answers, config, dataset.digest, behind)
+        outcomes = {role: one.outcomes for role, one in observed.items()}
+        write_report(output / REPORT, results, decision, answers, config, dataset.digest, behind, outcomes)
         refusals = refusal_matrix(observed["candidate"].answers)
         metadata = {"outcome": decision.outcome, "metrics": _flat(results), "refusals": refusals}
         return Built(metadata=metadata, content=content)
