@@ -17,7 +17,7 @@ from serin.core.kubernetes import NOT_FOUND, Clock, KubernetesApi, Patience, Ref
 from serin.core.release import Release
 from serin.deploy.traffic_providers.base import Live, Split
 from serin.deploy.traffic_providers.config import TrafficConfig
-from serin.deploy.traffic_providers.ledger import Ledger, Record, Specs, conflicts, require_taken
+from serin.deploy.traffic_providers.ledger import Ledger, Record, Specs, conflicts, contains, require_taken
 from serin.deploy.traffic_providers.releases import short
 
 logger = logging.getLogger(__name__)
@@ -135,8 +135,8 @@ class ClusterProvider(ABC):
         record.require_fence(fence)
         objects = self.read()
         record.require_unchanged(_specs(objects), self.ledger.lease)
-        self._require_ready(record, objects, split)
         steps = self.wanted(objects, split, record.split)
+        self._require_ready(record, objects, split, steps)
         open_steps = [step for step in steps if step[1]["spec"] != objects[step[0]]["spec"]]
         if not open_steps and record.split == split and not record.telling:
             if fence > record.fence:
@@ -167,26 +167,28 @@ class ClusterProvider(ABC):
         require_taken(taken["spec"], body["spec"], f"{name}.spec")
         return taken
 
-    def _require_ready(self, record: Record, objects: Mapping[str, Object], split: Split) -> None:
-        """Raise NotReadyError for a share, or everything, to a candidate that cannot take it (yet)."""
+    def _require_ready(self, record: Record, objects: Mapping[str, Object], split: Split, steps: list[Step]) -> None:
+        """Raise NotReadyError for a first share, or everything, to a candidate that cannot take it (yet)."""
+        if any(all(contains(body["spec"], change.get(name)) for name, body in steps) for change in record.telling):
+            return  # it was asked when this change was begun
         before = record.split
-        if record.telling:
-            return  # it was asked when that change was begun
         if split.candidate and split.percent and (before is None or before.candidate != split.candidate):
             raise NotReadyError(
                 f"Release {short(split.candidate)} is not there yet: have it served with a share of 0, and wait until "
                 "it is ready."
             )
         if before is not None and before.candidate == split.champion:
-            self.require_promotable(objects, before)
+            self.require_ready(objects, before, "be promoted")
+        elif before is not None and split.percent and not before.percent:
+            self.require_ready(objects, before, "get traffic")
 
-    def require_promotable(self, objects: Mapping[str, Object], before: Split) -> None:
-        """Raise NotReadyError, or ServingError, when the candidate of a split cannot take all of the traffic."""
+    def require_ready(self, objects: Mapping[str, Object], before: Split, what: str) -> None:
+        """Raise NotReadyError, or ServingError, when the candidate of a split cannot take traffic."""
         assert before.candidate
         found = self.readiness(objects, before)
         if not found.ready:
             kind = ServingError if found.failed else NotReadyError
-            raise kind(f"Release {short(before.candidate)} cannot be promoted: {found.reason}")
+            raise kind(f"Release {short(before.candidate)} cannot {what}: {found.reason}")
 
     def _patiently(self, work: Callable[[], T]) -> T:
         for _ in range(ATTEMPTS):

@@ -51,35 +51,43 @@ class KServeCanary(InferenceServiceProvider):
     def apply(self, split: Split, *, fence: int) -> None:
         """See TrafficProvider."""
         require_whole(split, self.resolution_percent, self.kind)
-        before = self._patiently(lambda: self._before_leaving(split))
-        if before is not None and before.candidate is not None:
+        leaving = self._patiently(lambda: self._leaving(split))
+        if leaving is not None:
+            before, canary = leaving
             promoted = split.champion == before.candidate
             super().apply(replace(before, percent=100.0 if promoted else 0.0), fence=fence)
-            self._wait_for_route(_name(before.candidate), all_of_it=promoted)
+            self._wait_for_route(canary, all_of_it=promoted)
         super().apply(split, fence=fence)
 
-    def _before_leaving(self, split: Split) -> Split | None:
-        """The split that is served now, when one of its two releases is to be left out and is still there."""
+    def _leaving(self, split: Split) -> tuple[Split, str] | None:
+        """The split of now and its canary's name, when one of its two releases is to be left out and is still there."""
         before, objects = self.ledger.read().split, self.read()
-        if split.candidate or before is None or not before.candidate or "canary" not in objects[self.name]["spec"]:
+        canary = _canary_name(objects[self.name]["spec"])
+        if split.candidate or before is None or not before.candidate or not canary:
             return None
         if split.champion == before.candidate:
-            self.require_promotable(objects, before)
-        return before if split.champion in (before.champion, before.candidate) else None
+            self.require_ready(objects, before, "be promoted")
+        return (before, canary) if split.champion in (before.champion, before.candidate) else None
 
     def wanted(self, objects: Mapping[str, Object], split: Split, before: Split | None) -> list[Step]:
         """See ClusterProvider."""
         spec = copy.deepcopy(objects[self.name]["spec"])
         replicas = self.config.replicas or _replicas(spec)
         candidates = self.config.candidate_replicas or replicas
+        canary_name = _canary_name(spec)
         spec.pop("canary", None)
+        if split.candidate and spec["predictor"].get("labels", {}).get(RELEASE_LABEL) == short(split.candidate):
+            raise ServingError(
+                f"Release {short(split.candidate)} is InferenceService {self.name}'s own already, by a promotion that "
+                "was begun: end that, or have the champion served alone first."
+            )
         promoted = before is not None and before.candidate == split.champion
         predictor = self.predictor_of(spec["predictor"], split.champion)
         # The canary's are subtracted again by KServe.
         predictor["minReplicas"] = replicas + (candidates if split.candidate else 0)
         if "maxReplicas" in predictor:
             predictor["maxReplicas"] = predictor["minReplicas"]
-        spec["predictor"] = {**predictor, "name": _name(split.champion)} if promoted else predictor
+        spec["predictor"] = {**predictor, "name": canary_name} if promoted and canary_name else predictor
         if split.candidate:
             canary = self._canary(predictor, split.candidate, candidates)
             spec["canary"] = [{"trafficPercent": round(split.percent), "predictor": canary}]
@@ -88,7 +96,7 @@ class KServeCanary(InferenceServiceProvider):
     def readiness(self, objects: Mapping[str, Object], split: Split) -> Readiness:
         """See ClusterProvider."""
         assert split.candidate
-        item, name = objects[self.name], _name(split.candidate)
+        item, name = objects[self.name], _canary_name(objects[self.name]["spec"])
         pods = judged(pods_of(self.api, self.namespace, **{RELEASE_LABEL: short(split.candidate)}))
         status = next((one for one in item.get("status", {}).get("canaryStatuses", []) if one["name"] == name), None)
         model = (status or {}).get("modelStatus", {})
@@ -179,8 +187,10 @@ class KServeCanary(InferenceServiceProvider):
 
     def _canary(self, stable: Mapping[str, Any], release_id: str, replicas: int) -> Object:
         fields = filled(self.config.release_fields, self.release_of(release_id))
+        # The stable predictor's name stays where its release was replaced in place, and may be this one's.
+        name = f"r{short(release_id)}" + ("x" if stable.get("name") == f"r{short(release_id)}" else "")
         labels = {"labels": {**fields.get("labels", {}), RELEASE_LABEL: short(release_id)}}
-        return self._named(stable, {**fields, **labels, "name": _name(release_id), "minReplicas": replicas})
+        return self._named(stable, {**fields, **labels, "name": name, "minReplicas": replicas})
 
     def _named(self, stable: Mapping[str, Any], canary: Object) -> Object:
         """A canary's definition asks for two fields of a model that it would otherwise take from the stable one."""
@@ -190,8 +200,10 @@ class KServeCanary(InferenceServiceProvider):
         return {**canary, "model": model}
 
 
-def _name(release_id: str) -> str:
-    return f"r{short(release_id)}"
+def _canary_name(spec: Mapping[str, Any]) -> str:
+    """The name of what is there as a canary; empty where nothing is."""
+    canaries = spec.get("canary", [])
+    return str(canaries[0]["predictor"].get("name", "")) if canaries else ""
 
 
 def _replicas(spec: Mapping[str, Any]) -> int:

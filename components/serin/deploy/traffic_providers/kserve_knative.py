@@ -38,12 +38,13 @@ class KServeKnative(InferenceServiceProvider):
         predictor = spec["predictor"]
         had = predictor.pop(PERCENT, None)
         if split.candidate:
-            self._require_rolled_out(item)
+            self._require_rolled_out(item, split.champion)
             spec["predictor"] = {**self.predictor_of(predictor, split.candidate), PERCENT: round(split.percent)}
             return [(self.name, edited(item, spec))]
         spec["predictor"] = self.predictor_of(predictor, split.champion)
         if before is not None and before.candidate and before.champion == split.champion:
-            spec["predictor"][PERCENT] = 0
+            if not self._has_everything(item, before.candidate):  # else a promotion was begun: roll the champion out
+                spec["predictor"][PERCENT] = 0
         elif before is not None and before.candidate and before.candidate != split.champion:
             raise ServingError(
                 f"Release {short(split.champion)} takes no part in the rollout under way: end that first, with its "
@@ -51,7 +52,7 @@ class KServeKnative(InferenceServiceProvider):
             )
         elif before is not None and before.champion == split.champion and had is not None:
             spec["predictor"][PERCENT] = had  # after a way back: nothing to change
-        elif had == 0:
+        elif had == 0 and not (before is not None and before.candidate):
             self._require_latest_ready(item)
         return [(self.name, edited(item, spec))]
 
@@ -74,9 +75,18 @@ class KServeKnative(InferenceServiceProvider):
 
     def _revision(self, release_id: str) -> Object | None:
         """The newest of a release's revisions."""
+        revisions = self._revisions(release_id)
+        return max(revisions, key=lambda each: each["metadata"].get("creationTimestamp", ""), default=None)
+
+    def _revisions(self, release_id: str) -> list[Object]:
         path = f"/apis/serving.knative.dev/v1/namespaces/{self.namespace}/revisions"
-        items = self.api.get(path, labelSelector=f"{RELEASE_LABEL}={short(release_id)}")["items"]
-        return max(items, key=lambda each: each["metadata"].get("creationTimestamp", ""), default=None)
+        items: list[Object] = self.api.get(path, labelSelector=f"{RELEASE_LABEL}={short(release_id)}")["items"]
+        return items
+
+    def _has_everything(self, item: Mapping[str, Any], release_id: str) -> bool:
+        """Whether the last revision that had all traffic is a release's."""
+        last = item.get("status", {}).get("components", {}).get("predictor", {}).get("latestRolledoutRevision")
+        return last in [revision["metadata"]["name"] for revision in self._revisions(release_id)]
 
     def _require_latest_ready(self, item: Mapping[str, Any]) -> None:
         """After a way back the latest revision is the champion's again; until it is ready, the candidate is ahead."""
@@ -87,10 +97,17 @@ class KServeKnative(InferenceServiceProvider):
                 "turned-away release would get the traffic: wait until it is."
             )
 
-    def _require_rolled_out(self, item: Mapping[str, Any]) -> None:
+    def _require_rolled_out(self, item: Mapping[str, Any], champion: str) -> None:
+        """A share's other side is the last revision that had everything, whoever's that is."""
         predictor = item.get("status", {}).get("components", {}).get("predictor", {})
-        if not predictor.get("latestRolledoutRevision"):
+        last, own = predictor.get("latestRolledoutRevision"), self._revisions(champion)
+        if not last:
             raise NotReadyError(
                 f"InferenceService {self.name} has no revision that had all traffic, and KServe ignores a share until "
                 "it has: wait until it is ready."
+            )
+        if own and last not in [revision["metadata"]["name"] for revision in own]:
+            raise NotReadyError(
+                f"The traffic of InferenceService {self.name} is not with the champion {short(champion)} but with "
+                f"revision {last}: wait until the champion is ready, or have it served alone first."
             )

@@ -306,6 +306,8 @@ def test_a_release_gets_no_traffic_before_it_is_there(target: World) -> None:
     with pytest.raises(NotReadyError, match="with a share of 0"):
         provider.apply(Split(A, B, 5.0, salt="r1"), fence=1)
     provider.apply(Split(A, B, 0.0, salt="r1"), fence=1)
+    with pytest.raises(NotReadyError, match="cannot get traffic"):
+        provider.apply(Split(A, B, 5.0, salt="r1"), fence=1)
     with pytest.raises(NotReadyError, match="cannot be promoted"):
         provider.apply(Split(B), fence=1)
     assert {release: share for release, share in target.shares().items() if share} == {A: 100.0}

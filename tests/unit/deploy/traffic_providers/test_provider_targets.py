@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from fake_cluster import FakeCluster, Object
+from test_provider_contract import Killed, dying
 from tests.manifests import building
 from traffic_worlds import MODE, RELEASES, A, B, C, CanaryWorld, KnativeWorld, LLMWorld, RouteWorld, Ticking
 
@@ -74,6 +75,22 @@ def test_a_kserve_that_does_not_follow_is_waited_for_and_said(
     world.provider(clock=Ticking(after=3, happens=follow).clock()).apply(Split(A), fence=1)
     assert world.shares() == {A: 100.0}
     assert world.dangling == []
+
+
+def test_a_half_made_promotion_is_ended_or_taken_back_and_never_split(cluster: FakeCluster) -> None:
+    world = CanaryWorld(cluster)
+    world.introduced(world.provider(), percent=50.0)
+    with pytest.raises(Killed):  # the last of its writes but one: the promoted predictor, before that is settled
+        world.provider(api=dying(5, done=True)).apply(Split(B), fence=1)
+    assert "canary" not in world.objects()["assistant"]["spec"]
+    with pytest.raises(ServingError, match="by a promotion that was begun"):
+        world.provider().apply(Split(A, B, 25.0, salt="r1"), fence=2)
+    world.provider().apply(Split(A), fence=2)
+    assert world.shares() == {A: 100.0}
+    world.provider().apply(Split(A, B, 0.0, salt="r2"), fence=3)  # its name is the stable predictor's by now
+    spec = world.objects()["assistant"]["spec"]
+    assert spec["canary"][0]["predictor"]["name"] == f"{spec['predictor']['name']}x"
+    assert world.provider().live().candidate_ready
 
 
 def test_replicas_are_kept_where_nothing_is_said(cluster: FakeCluster) -> None:
@@ -186,6 +203,16 @@ def test_the_way_back_in_knative_is_a_share_of_zero_with_the_champions_fields(cl
     assert world.shares() == {C: 100.0}
 
 
+def test_the_way_back_from_a_half_made_promotion_in_knative_rolls_the_champion_out(cluster: FakeCluster) -> None:
+    world = KnativeWorld(cluster)
+    world.introduced(world.provider(), percent=50.0)
+    with pytest.raises(Killed):
+        world.provider(api=dying(2, done=True)).apply(Split(B), fence=1)
+    assert world.shares() == {B: 100.0}
+    world.provider().apply(Split(A), fence=2)  # a share of 0 would keep it with the release that had everything last
+    assert world.shares() == {A: 100.0}
+
+
 def test_knative_ignores_a_share_before_a_revision_had_everything(cluster: FakeCluster) -> None:
     world = KnativeWorld(cluster)
     provider = world.provider()
@@ -193,6 +220,18 @@ def test_knative_ignores_a_share_before_a_revision_had_everything(cluster: FakeC
     cluster.status("inferenceservices", "assistant", components={"predictor": {}})
     with pytest.raises(NotReadyError, match="wait until it is ready"):
         provider.apply(Split(A, B, 0.0), fence=1)
+
+
+def test_a_rollout_in_knative_waits_until_its_champion_has_the_traffic(cluster: FakeCluster) -> None:
+    world = KnativeWorld(cluster)
+    provider = world.provider()
+    provider.apply(Split(A), fence=1)
+    provider.apply(Split(C), fence=1)  # it starts slowly: A serves
+    with pytest.raises(NotReadyError, match="is not with the champion"):
+        provider.apply(Split(C, B, 0.0, salt="r1"), fence=1)
+    world.comes_up(C)
+    provider.apply(Split(C, B, 0.0, salt="r1"), fence=1)
+    assert world.shares()[C] == 100.0
 
 
 def test_a_third_release_waits_for_the_end_of_a_rollout_in_knative(cluster: FakeCluster) -> None:
