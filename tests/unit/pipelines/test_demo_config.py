@@ -13,7 +13,7 @@ MAKEFILE = Path(__file__).resolve().parents[3] / "Makefile"
 def test_the_demos_suites_are_there_and_its_rules_name_them():
     config = load_config(DEMO, []).evaluate
     loaded = {one.suite.name: one for one in load_suites(config)}
-    assert set(loaded) == {"attacks", "leaks", "unanswerable", "speed", "general_text", "general_cloze"}
+    assert set(loaded) == {"attacks", "leaks", "by_heart", "unanswerable", "speed", "general_text", "general_cloze"}
     named = {rule.metric.partition(".")[0] for rule in config.gate.rules if "." in rule.metric}
     assert named <= set(loaded)
     for rule in config.gate.rules:
