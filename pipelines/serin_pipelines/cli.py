@@ -13,7 +13,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from serin.core.errors import SerinError
+from serin.core.artifacts import ArtifactStore
+from serin.core.errors import ConfigError, SerinError
 from serin.core.telemetry import silence_dependencies
 from serin_pipelines import (
     cli_canary,
@@ -60,6 +61,7 @@ app.add_typer(cli_evaluate.app, name="evaluate", rich_help_panel=STAGES)
 for stage in (cli_stages.index, cli_stages.deploy, cli_stages.monitor):
     app.command(rich_help_panel=STAGES)(stage)
 for name, about_releases in (
+    ("list", cli_release.release_list),
     ("verify", cli_release.release_verify),
     ("diff", cli_release.release_diff),
     ("sign", cli_release.release_sign),
@@ -203,6 +205,7 @@ def lineage(
             "models:/NAME/VERSION; MLflow or pipeline run id; id of a document or conversation."
         ),
     ],
+    html: Annotated[Path | None, typer.Option("--html", help="Write it as a page with a picture, too.")] = None,
     store: Store = "",
     tracking: Tracking = "",
     as_json: AsJson = False,
@@ -218,6 +221,13 @@ def lineage(
         typer.echo(f"Reading what is new: {count} {what} ...", err=True)
 
     found = find_lineage(identifier, store_or_default(store), tracking_or_default(tracking), reading)
+    if html is not None:
+        from serin_pipelines.lineage_page import lineage_page
+
+        try:
+            html.write_text(lineage_page(found, ArtifactStore(store_or_default(store))), encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{html} cannot be written ({error.strerror}): name another file.") from error
     if as_json:
         typer.echo(json.dumps(found))
     else:

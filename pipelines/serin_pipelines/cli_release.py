@@ -1,4 +1,4 @@
-"""The commands about releases that only read or sign: verify, diff, sign, key."""
+"""The commands about releases that only read or sign: list, verify, diff, sign, key."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from rich.table import Table
 from serin.core.artifacts import ArtifactStore
 from serin.core.errors import ConfigError, IntegrityError
 from serin.core.journal import Journal
-from serin.core.release import load_release
+from serin.core.release import list_releases, load_release
 from serin.core.signing import KEY_VARIABLE, Signer, new_key, sign_release
 from serin.core.storage import storage_for
 from serin.core.verification import ReleaseRequirements, verify_release
@@ -18,6 +18,40 @@ from serin_pipelines.environments import load_environment
 from serin_pipelines.options import AsJson, Endpoint, Store, console, parse_parameters, show, store_or_default
 
 ReleaseId = Annotated[str, typer.Argument(help="Release id, or its first 8 digits at least.")]
+
+
+def release_list(store: Store = "", endpoint: Endpoint = "assistant", as_json: AsJson = False) -> None:
+    """List the releases of a store, newest first: when and how each was made, its last gate, and which one serves.
+
+    Example: serin release list
+    """
+    storage = storage_for(store_or_default(store))
+    journal = Journal(storage, endpoint)
+    champion, previous = journal.champion(), journal.previous()
+    about = _about(list_releases(storage), journal)
+    known = [one["release"] for one in about]
+    if as_json:
+        show({"releases": known, "champion": champion, "previous": previous, "about": about}, as_json)
+        return
+    if not known:
+        console.print("No release yet: 'serin run' makes one.")
+        return
+    for one in about:  # plain lines: a table would break the ids on a narrow terminal
+        role = {champion: "champion", previous: "previous"}.get(one["release"], "")
+        made, gate = one["made"][:16].replace("T", " "), f"gate {one['gate']}" if one["gate"] else ""
+        console.print(f"{one['release']}  {made:16}  {one['how']:8}  {gate:9}  {role}".rstrip(), soft_wrap=True)
+
+
+def _about(releases: list[str], journal: Journal) -> list[dict[str, str]]:
+    """What the journal says of each release; those that it does not know come last."""
+    found = {one: {"release": one, "made": "", "how": "", "gate": ""} for one in releases}
+    for entry in journal.entries():
+        one = found.get(entry.release_id)
+        if one is not None and entry.kind == "release" and not one["made"]:
+            one.update(made=entry.time, how=entry.decision)
+        elif one is not None and entry.kind == "gate":
+            one["gate"] = entry.decision
+    return sorted(found.values(), key=lambda one: one["made"], reverse=True)
 
 
 def release_verify(

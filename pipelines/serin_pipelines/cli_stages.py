@@ -7,7 +7,7 @@ import typer
 
 from serin.core.artifacts import Artifact
 from serin.core.errors import InputError
-from serin.core.release import Release, list_releases, load_release
+from serin.core.release import Release, load_release
 from serin.core.storage import is_remote, local_path, storage_for
 from serin_pipelines.options import (
     AsJson,
@@ -16,7 +16,6 @@ from serin_pipelines.options import (
     Overrides,
     Store,
     Tracking,
-    console,
     settings,
     show,
     stage_from_options,
@@ -198,28 +197,6 @@ def release_create(
         model_part, index_part, data_part = (context.open(uri) for uri in (model, index, dataset))
         made = create_release(run.release, model_part, index_part, data_part, run.prompt, context)
     show({"release": made.id, **made.model_dump(mode="json")}, as_json)
-
-
-@release_app.command("list")
-def release_list(store: Store = "", endpoint: Endpoint = "assistant", as_json: AsJson = False) -> None:
-    """List the releases of a store, and which one serves.
-
-    Example: serin release list
-    """
-    from serin.core.journal import Journal
-
-    storage = storage_for(store_or_default(store))
-    journal = Journal(storage, endpoint)
-    known = list_releases(storage)
-    if as_json:
-        show({"releases": known, "champion": journal.champion(), "previous": journal.previous()}, as_json)
-        return
-    champion, previous = journal.champion(), journal.previous()
-    for release_id in known:
-        role = {champion: "champion", previous: "previous"}.get(release_id, "")
-        console.print(f"{release_id}  {role}")
-    if not known:
-        console.print("No release yet: 'serin run' makes one.")
 
 
 @release_app.command("show")

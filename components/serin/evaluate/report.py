@@ -49,7 +49,7 @@ def write_report(
         slices_section(results, decision),
         examples_section(answers, config),
         evidence_section(results, decision),
-        lineage_section(behind or Behind(), results, decision),
+        lineage_section(behind or Behind(), decision),
         Section("What was not compared", _absent(results)),
     ]
     facts = _facts(results, config, decision, dataset_digest)

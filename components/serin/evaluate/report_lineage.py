@@ -7,15 +7,12 @@ from html import escape
 from serin.core.artifacts import Manifest
 from serin.core.decision import Decision
 from serin.core.flow import Node, flow
-from serin.core.page import DIGEST_CHARS, Section, badge, digest, fold, table
+from serin.core.origins import NAMES, PARTS, RELEASE, origins
+from serin.core.page import Section, badge, digest, fold, table
 from serin.core.palette import Tone
 from serin.core.release import Release
 from serin.core.verification import manifests_behind
 from serin.evaluate.report_words import ORDER
-from serin.evaluate.results import Results
-
-PARTS = ("data", "model", "index")
-NAMES = {"documents": "Documents", "dataset": "Dataset", "base": "Base model", "model": "Model", "index": "Index"}
 
 
 @dataclass(frozen=True)
@@ -35,11 +32,11 @@ class Behind:
         return cls(releases, dict(manifests_behind(uris)))
 
 
-def lineage_section(behind: Behind, results: Results, decision: Decision) -> Section:
+def lineage_section(behind: Behind, decision: Decision) -> Section:
     """Documents to dataset to model to release to decision; what the releases share; every artefact."""
     if "candidate" not in behind.releases:
         return Section("Lineage", "")
-    picture = flow("What the candidate was made from", lineage_nodes(behind, results, decision))
+    picture = flow("What the candidate was made from", lineage_nodes(behind, decision))
     gone = [uri for uri, manifest in behind.manifests.items() if manifest is None]
     missing = "".join(f"<p>{badge(Tone.BAD, 'missing')} {escape(uri)}</p>" for uri in gone)
     note = "Each box is named by the first digits of its content's digest; what has one digest is one thing."
@@ -47,28 +44,12 @@ def lineage_section(behind: Behind, results: Results, decision: Decision) -> Sec
     return Section("Lineage", html, note)
 
 
-def lineage_nodes(behind: Behind, results: Results, decision: Decision) -> list[Node]:
+def lineage_nodes(behind: Behind, decision: Decision) -> list[Node]:
     """The boxes of the picture, sources first."""
-    nodes: dict[str, Node] = {}
-    for uri, manifest in reversed(list(behind.manifests.items())):
-        if manifest is None:
-            nodes[uri] = Node(uri, "Missing", uri[-20:], Tone.BAD)
-            continue
-        roots = [name for name in manifest.inputs if name == "source" and name not in manifest.sources]
-        sources = [*manifest.sources.values()]
-        for name in roots:
-            key = manifest.inputs[name]
-            nodes.setdefault(key, Node(key, "Source", key[:DIGEST_CHARS]))
-            sources.append(key)
-        name = NAMES.get(manifest.kind, manifest.kind.capitalize())
-        nodes[uri] = Node(uri, name, manifest.digest[:DIGEST_CHARS], sources=tuple(sources))
-    candidate = behind.releases["candidate"]
-    parts = tuple(getattr(candidate, part).uri for part in PARTS)
     tone = Tone.GOOD if decision.outcome == "pass" else Tone.BAD
-    nodes["release"] = Node("release", "Release", candidate.short_id, Tone.CANDIDATE, parts)
     gate = f"{decision.outcome}, policy {decision.policy_version[:8]}"
-    nodes["gate"] = Node("gate", "Gate", gate, tone, ("release",))
-    return list(nodes.values())
+    made = origins(behind.releases["candidate"], behind.manifests)
+    return [*made, Node("gate", "Gate", gate, tone, (RELEASE,))]
 
 
 def _shared(behind: Behind) -> str:

@@ -97,7 +97,7 @@ def test_examples_stand_side_by_side_with_the_references_words_marked_and_nothin
 
 
 def test_the_lineage_leads_from_the_source_to_the_decision(report: str, case: Case) -> None:
-    nodes = {node.key: node for node in lineage_nodes(case.behind, case.results, case.decision)}
+    nodes = {node.key: node for node in lineage_nodes(case.behind, case.decision)}
     seen, waiting = set(), ["gate"]
     while waiting:
         node = nodes[waiting.pop()]
@@ -135,7 +135,7 @@ def test_gaps_between_slices_name_the_two_that_differ_most(report: str) -> None:
 
 def test_what_is_gone_behind_a_release_is_named(case: Case) -> None:
     broken = Behind(case.behind.releases, {**case.behind.manifests, "file:///store/base/b": None})
-    (missing,) = (one for one in lineage_nodes(broken, case.results, case.decision) if one.name == "Missing")
+    (missing,) = (one for one in lineage_nodes(broken, case.decision) if one.name == "Missing")
     assert missing.key == "file:///store/base/b"
 
 

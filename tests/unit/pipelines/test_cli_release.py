@@ -11,6 +11,7 @@ from worlds import artifact_of, passed_gate, release_of
 
 from serin.core.artifacts import Artifact, ArtifactStore
 from serin.core.errors import ConfigError, IntegrityError
+from serin.core.journal import Journal
 from serin.core.release import Release, save_release
 from serin.core.serving import ServingConfig
 from serin_pipelines.cli import app
@@ -89,3 +90,19 @@ def test_diff_says_in_words_what_changed(store: ArtifactStore) -> None:
     assert done.stdout.split("\n")[:2] == ["serving", "  max_new_tokens was 8 and is 9."]
     found = answer("release", "diff", one.id, other.id, "--store", store.uri)
     assert found["changes"] == [{"part": "serving", "text": "max_new_tokens was 8 and is 9."}]
+
+
+def test_list_says_how_each_release_was_made_its_last_gate_and_which_serves(store: ArtifactStore) -> None:
+    one, other = saved(store), saved(store, max_new_tokens=9)
+    journal = Journal(store.storage, "assistant")
+    journal.append("release", release_id=one.id, decision="created")
+    passed_gate(store.uri, one.id)
+    journal.append("promotion", release_id=one.id, decision="promote")
+    journal.append("release", release_id=other.id, decision="imported")
+    found = answer("release", "list", "--store", store.uri)
+    assert found["releases"] == [other.id, one.id]  # newest first
+    assert [(about["how"], about["gate"]) for about in found["about"]] == [("imported", ""), ("created", "pass")]
+    assert found["champion"] == one.id
+    shown = serin("release", "list", "--store", store.uri).stdout
+    (line,) = (line for line in shown.splitlines() if one.id in line)
+    assert line.split()[-2:] == ["pass", "champion"]

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import stands_alone
 from typer.testing import CliRunner
 from worlds import context_of, release_of
 
 from serin.core.artifacts import Artifact, ArtifactStore, Built, Origin
-from serin.core.errors import InputError, IntegrityError
+from serin.core.errors import ConfigError, InputError, IntegrityError
 from serin.core.events import EndpointEvent, write_events
 from serin.core.journal import Journal
 from serin.core.records import Document, write_jsonl
@@ -170,6 +171,22 @@ def test_the_command_gives_the_same_as_json_and_as_a_tree(store: ArtifactStore) 
     assert json.loads(done.stdout)["release"] == release.id
     shown = CliRunner().invoke(app, ["lineage", "returns", "--store", store.uri]).stdout
     assert "trained on it, answers from it, serves assistant" in " ".join(shown.split())
+
+
+def test_a_page_shows_the_answer_its_origins_and_every_decision(store: ArtifactStore, tmp_path: Path) -> None:
+    release = world(store, "one")
+    write_events(store.storage, "assistant", [event(release)])
+    file = tmp_path / "lineage.html"
+    asked = ["lineage", TRACE, "--store", store.uri, "--html", str(file)]
+    assert CliRunner().invoke(app, asked).exit_code == 0
+    text = file.read_text(encoding="utf-8")
+    assert stands_alone(text).pictures == 2  # wide and narrow
+    for name in ("Answer", "Release", "Index", "Dataset", "Documents"):
+        assert f">{name}</text>" in text
+    assert release.id[:12] in text
+    assert text.count('<span class="dot') == len(found(TRACE, store)["decisions"])
+    wrong = CliRunner().invoke(app, [*asked[:-1], str(tmp_path)])
+    assert isinstance(wrong.exception, ConfigError)
 
 
 def test_a_store_of_another_kind_of_run_keeps_its_own_catalogue(store: ArtifactStore, tmp_path: Path) -> None:
