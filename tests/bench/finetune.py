@@ -22,7 +22,17 @@ from statistics import median
 from typing import Any
 
 from finetune_process import Contender, ContenderError
-from finetune_spec import CONTENDERS, NUM_ROUNDS, RAY, RAY_TURNS, THREADS, TOKENS_PER_BATCH, TURN_STEPS, Spec
+from finetune_spec import (
+    CONTENDERS,
+    NUM_ROUNDS,
+    RAY,
+    RAY_ROUNDS,
+    RAY_TURNS,
+    THREADS,
+    TOKENS_PER_BATCH,
+    TURN_STEPS,
+    Spec,
+)
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "trl", "datasets", "ray")
 MIB = 2**20
@@ -53,6 +63,8 @@ class Results:
     failures: dict[str, str] = field(default_factory=dict)
     ray_pairs: list[tuple[float, float]] = field(default_factory=list)
     """Seconds per token of a step, plain and on Ray, measured one after the other."""
+    ray_cpus: list[float] = field(default_factory=list)
+    """Cores that Ray's processes used while their worker trained, the worker left out."""
 
 
 def main() -> None:
@@ -141,11 +153,13 @@ def _ray(results: Results, plain: Contender, ray: Spec, work: Path, say: Say) ->
     def on_ray() -> float:
         with Contender(ray, work) as contender:
             contender.reply()
-            return _seconds_per_token([contender.turn()])
+            turn = contender.turn()
+        results.ray_cpus.append(turn["ray_cpus"])
+        return _seconds_per_token([turn])
 
     try:
-        for number in range(NUM_ROUNDS):
-            say(f"starting Ray, round {number + 1} of {NUM_ROUNDS}")
+        for number in range(RAY_ROUNDS):
+            say(f"starting Ray, round {number + 1} of {RAY_ROUNDS}")
             if number % 2:
                 there, here = on_ray(), alone()
             else:
@@ -181,6 +195,7 @@ def figures_of(results: Results) -> dict[str, Any]:
     return figures | {
         "ray_overhead_fraction": round(median(overheads), 4) if overheads else None,
         "ray_overhead_each": [round(overhead, 4) for overhead in overheads],
+        "ray_processes_cpus": round(median(results.ray_cpus), 4) if results.ray_cpus else None,
         "peak_memory_vs_trl": ratio(peaks, "ours", "trl"),
         "tokens_per_s": {name: round(value) for name, value in medians.items()},
         "spread": {name: round((max(v) - min(v)) / median(v), 3) for name, v in rates.items()},

@@ -10,6 +10,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -157,10 +158,26 @@ def on_ray(spec: Spec, work: Path) -> None:
         turns.answer({})
         while True:
             records: list[dict[str, Any]] = []
+            started, before = time.monotonic(), _ray_cpu_seconds()
             session.run(_job(spec, work, WARMUP_STEPS + RAY_TURNS * TURN_STEPS), records.append)
+            ray_cpus = (_ray_cpu_seconds() - before) / (time.monotonic() - started)
             steps = [record for record in records if "tokens" in record][WARMUP_STEPS:]
             seconds = sum(record["seconds"] for record in steps)
-            turns.answer(turn(sum(record["tokens"] for record in steps), seconds, seconds))
+            answer = turn(sum(record["tokens"] for record in steps), seconds, seconds)
+            turns.answer(answer | {"ray_cpus": ray_cpus})
+
+
+def _ray_cpu_seconds() -> float:
+    """What Ray's processes and this driver of theirs used so far; the worker, which trains, left out."""
+    import psutil
+
+    total = 0.0
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        with suppress(psutil.Error):
+            if "RayTrainWorker" not in " ".join(process.cmdline()):
+                times = process.cpu_times()
+                total += times.user + times.system
+    return total
 
 
 def _job(spec: Spec, work: Path, steps: int) -> Any:

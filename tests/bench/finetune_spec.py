@@ -10,6 +10,7 @@ SHORTEST, LONGEST = 42, 124
 WARMUP_STEPS = 4
 TURN_STEPS = 16
 NUM_ROUNDS = 3
+RAY_ROUNDS = 5
 RAY_TURNS = 4
 """Turns of the plain loop against one of Ray's, which is as many times longer."""
 NUM_MEGABATCHES = 4

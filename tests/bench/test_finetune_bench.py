@@ -34,6 +34,7 @@ def measured() -> finetune.Results:
             "trl": [turn(400, 1.0, 300), turn(500, 1.0, 200), turn(100, 1.0, 200)],
         },
         ray_pairs=[(1.0, 1.02), (1.0, 1.5), (1.0, 0.99)],
+        ray_cpus=[0.04, 0.05, 0.09],
     )
 
 
@@ -46,7 +47,9 @@ def test_memory_is_compared_at_its_peaks():
 
 
 def test_the_overhead_of_ray_is_the_median_of_its_rounds():
-    assert finetune.figures_of(measured())["ray_overhead_fraction"] == pytest.approx(0.02)
+    figures = finetune.figures_of(measured())
+    assert figures["ray_overhead_fraction"] == pytest.approx(0.02)
+    assert figures["ray_processes_cpus"] == 0.05
 
 
 def test_what_was_not_measured_is_null_and_the_rest_stays():
@@ -64,6 +67,7 @@ def test_without_any_result_every_figure_is_null():
     figures = finetune.figures_of(finetune.Results())
     assert {figures[name] for name in finetune.PAIRS} == {None}
     assert figures["ray_overhead_fraction"] is None
+    assert figures["ray_processes_cpus"] is None
     assert figures["peak_memory_vs_trl"] is None
 
 

@@ -33,6 +33,7 @@ base = AutoModelForCausalLM.from_pretrained("path/to/the/base", use_safetensors=
 model = PeftModel.from_pretrained(base, "adapter")
 ```
 """
+COMPARISON = "How its answers compare with those of another release is in the evaluation of its release."
 NOT_STATED = "not stated"
 """What a base's metadata says when its folder names no licence."""
 LANGUAGE_MODEL = "text-generation"
@@ -104,7 +105,7 @@ def _front_matter(
 
 
 def _results(facts: Mapping[str, Any], evaluation: Mapping[str, float]) -> dict[str, Any]:
-    dataset = {"name": "held-out conversations", "type": str(facts.get("dataset_digest", ""))[:12] or "private"}
+    dataset = {"name": "held-out samples", "type": str(facts.get("dataset_digest", ""))[:12] or "private"}
     metrics = [{"name": name, "type": name, "value": value} for name, value in sorted(evaluation.items())]
     result = {"task": {"type": LANGUAGE_MODEL}, "dataset": dataset, "metrics": metrics}
     return {"name": "serin", "results": [result]}
@@ -118,12 +119,13 @@ def _licence_text(licence: str) -> str:
 
 def _evaluation_text(evaluation: Mapping[str, float]) -> str:
     if evaluation:
-        return "## Evaluation\n\n" + _table(evaluation)
-    return "## Evaluation\n\nNot evaluated when this card was written: the release's evaluation has the numbers."
+        return f"## Evaluation\n\n{_table(evaluation)}\n\n{COMPARISON}"
+    return f"## Evaluation\n\nNot evaluated when this card was written. {COMPARISON}"
 
 
 def _table(values: Mapping[str, Any]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {_cell(name)} | {_cell(value)} |" for name, value in values.items())])
+    rows = (f"| {_cell(name)} | {_cell(value)} |" for name, value in values.items() if value != "")
+    return "\n".join(["| | |", "|---|---|", *rows])
 
 
 def _cell(value: Any) -> str:

@@ -15,7 +15,8 @@ from serin.finetune.objectives import CrossEntropy, ObjectiveSpec
 FINAL, MERGED, ADAPTER, PROGRESS = "final", "merged", "adapter", "progress.jsonl"
 LIBRARIES = ("torch", "transformers", "peft")
 MODULES = (
-    "checkpoints", "data", "loop", "model", "narrowing", "objectives", "quantized", "ranks", "schedule", "state",
+    "adapters", "checkpoints", "data", "loop", "model", "narrowing", "objectives", "quantized", "ranks", "schedule",
+    "state",
 )  # fmt: skip
 """Modules of this package that decide what a job becomes."""
 

@@ -25,8 +25,9 @@ from pydantic import Field
 
 from serin.core.config import Section
 from serin.core.errors import InputError
+from serin.finetune.adapters import fuse_adapters
 from serin.finetune.config import Method, Strategy
-from serin.finetune.narrowing import last_layer
+from serin.finetune.narrowing import last_block
 
 if TYPE_CHECKING:
     import torch
@@ -37,8 +38,6 @@ SHALLOW = (4, 6)
 FP32, BF16 = 4, 2
 ADAM_STATES = 2
 NF4_BYTES = 4.127 / 8
-OPTIMIZER_TEMPORARIES = 2
-"""AdamW on one weight after the other holds the denominator and the update."""
 BUCKET_NUMBERS = 25_000_000
 """Gradients travel in flat copies of at most so many numbers (``ranks.BUCKET_NUMBERS``)."""
 UNSHARDED_BLOCKS = 2
@@ -203,6 +202,8 @@ def _built(model_config: Any, shape: StepShape) -> tuple[Any, _Sizes]:
 
             lora = LoraConfig(task_type=TaskType.CAUSAL_LM, r=shape.lora_rank, target_modules="all-linear")
             model = get_peft_model(model, lora, low_cpu_mem_usage=True)
+            if shape.precision == "fp32" and shape.strategy == "ddp":
+                fuse_adapters(model)
         if shape.activation_checkpointing:
             plain = model.get_base_model() if hasattr(model, "get_base_model") else model
             plain.gradient_checkpointing_enable({"use_reentrant": False})
@@ -263,7 +264,7 @@ def _logits(model: Any, ids: "torch.Tensor", shape: StepShape) -> "torch.Tensor"
     if head is None:
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
         return logits.reshape(every, -1).index_select(0, rows)
-    if (last := last_layer(plain)) is not None:
+    if (last := last_block(plain)) is not None:
         last.only(rows)
     try:
         hidden = plain.get_decoder()(input_ids=ids, use_cache=False)[0]
@@ -284,10 +285,9 @@ def _cost(shape: StepShape, sizes: _Sizes, peak: dict[str, int], flops_per_token
     weights, gradients = peak["weights"], peak["gradients"]
     optimizer = ADAM_STATES * FP32 * sizes.trainable
     activations, logits = peak["activations"], peak["logits"]
-    # The optimizer's own peak, when the batch is gone: all gradients are there, and its working copies.
-    after = FP32 * sizes.trainable + OPTIMIZER_TEMPORARIES * FP32 * sizes.largest
-    if gradients + activations + logits < after:
-        gradients, activations, logits = FP32 * sizes.trainable, after - FP32 * sizes.trainable, 0
+    # The optimizer's own peak, when the batch is gone and all gradients are there; fused AdamW makes no copies.
+    if gradients + activations + logits < FP32 * sizes.trainable:
+        gradients, activations, logits = FP32 * sizes.trainable, 0, 0
     if sizes.quantised:
         weights += round(sizes.quantised * (NF4_BYTES - BF16)) + BF16 * sizes.largest_quantised
     communication = 0

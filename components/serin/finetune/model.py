@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -11,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serin.core.errors import UnavailableError
+from serin.finetune.adapters import fuse_adapters
 from serin.finetune.job import ADAPTER, FINAL, MERGED, Job
-from serin.finetune.narrowing import LastLayer, last_layer
+from serin.finetune.narrowing import FEED_FORWARD, TOKENWISE, LastBlock, last_block
 from serin.finetune.quantized import quantized_options, require_quantization
 from serin.finetune.ranks import Ranks
 
@@ -40,8 +42,8 @@ class Trainee:
     is_sharded: bool
     is_packed: bool
     """Whether samples share rows."""
-    last: LastLayer | None = None
-    """The last feed-forward layer, where it can be computed for some tokens only."""
+    last: LastBlock | None = None
+    """The last block, where it can be computed for some tokens only."""
 
     @property
     def names(self) -> dict[int, str]:
@@ -66,11 +68,13 @@ def trainee_of(job: Job, ranks: Ranks) -> Trainee:
     model = load_model(job, device)
     is_low = device.type == "cuda" and job.precision == "bf16"
     is_split = _can_be_split(plain(model.eval()), is_low)
+    is_sharded = job.strategy == "fsdp2" and ranks.size > 1
     _prepare(job, model, device)
+    if job.lora and job.precision == "fp32" and not is_sharded and not job.compile:
+        fuse_adapters(model)
     # What a compiler sees should not depend on how many tokens are learned.
     last = _narrowed(plain(model), is_low) if is_split and not job.compile else None
     call: Call = _call
-    is_sharded = job.strategy == "fsdp2" and ranks.size > 1
     if is_sharded:
         call = _sharded(model, device, job.precision)
     model.train()
@@ -115,7 +119,10 @@ def load_model(job: Job, device: "torch.device") -> Any:
         config = LoraConfig(
             task_type=TaskType.CAUSAL_LM, r=job.lora.rank, lora_alpha=job.lora.alpha, target_modules="all-linear"
         )
-        model = get_peft_model(model, config)
+        with warnings.catch_warnings():
+            # PEFT 0.21 asks transformers 5.23 for an attribute that the latter renamed.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            model = get_peft_model(model, config)
     is_placed = job.strategy == "fsdp2" or (job.lora and job.lora.quantized)
     return model if is_placed else model.to(device)
 
@@ -157,7 +164,7 @@ def optimizer_of(job: Job, trainee: Trainee) -> "torch.optim.Optimizer":
         {"params": [weight for weight in every if weight.ndim <= 1], "weight_decay": 0.0},
     ]
     used = [group for group in groups if group["params"]]
-    fused = True if trainee.device.type == "cuda" else None
+    fused = True if trainee.device.type == "cuda" or not trainee.is_sharded else None
     return torch.optim.AdamW(used, lr=job.optim.learning_rate, betas=(0.9, 0.95), fused=fused)
 
 
@@ -301,26 +308,31 @@ def _can_be_split(model: Any, is_low: bool) -> bool:
     return logits.shape == apart.shape and bool(torch.allclose(logits, apart, rtol=1e-4, atol=1e-4))
 
 
-def _narrowed(model: Any, is_low: bool) -> LastLayer | None:
-    """The last feed-forward layer, if computing some tokens only gives what computing all of them gives."""
+def _narrowed(model: Any, is_low: bool) -> LastBlock | None:
+    """The last block, as far as computing some tokens only gives what computing all of them gives."""
+    for names in (TOKENWISE, (FEED_FORWARD,)):
+        last = last_block(model, names)
+        if last is not None and _is_tokenwise(model, last, is_low):
+            return last
+        if last is not None:
+            last.release()
+    logger.info("The last block of %s cannot be computed in parts.", type(model).__name__)
+    return None
+
+
+def _is_tokenwise(model: Any, last: LastBlock, is_low: bool) -> bool:
     import torch
 
     ids, some = torch.arange(8, device=model.device)[None], torch.tensor([1, 2, 6], device=model.device)
-    last = last_layer(model)
-    if last is None:
-        return None
     states = []
     try:
         with torch.no_grad(), torch.autocast(ids.device.type, torch.bfloat16, enabled=is_low):
             for tokens in (None, some):
                 last.only(tokens)
                 states.append(model.get_decoder()(input_ids=ids, use_cache=False)[0].flatten(0, 1)[some])
-        if torch.allclose(states[0], states[1], rtol=1e-3, atol=1e-3):
-            return last
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
-        logger.info("The last feed-forward layer of %s cannot be computed in parts.", type(model).__name__)
-    last.release()
-    return None
+        return False
+    return bool(torch.allclose(states[0], states[1], rtol=1e-3, atol=1e-3))
 
 
 def _write_adapter(model: Any, folder: Path, base_name: str) -> None:

@@ -1,19 +1,24 @@
-"""The last block's feed-forward layer, computed only for tokens that a loss reads.
+"""The last block, computed only for tokens that a loss reads.
 
-After the last block's attention no token looks at another: what its feed-forward layer makes of a token is read by that
-token's own logits alone.  Where a tenth of the tokens is learned, nine tenths of that layer's work (of LLaMA's blocks
-about two thirds) change neither the loss nor a gradient, and are left out.
+In the last block tokens look at others through keys and values alone.  A token's own query, what attention's output
+layer and what the feed-forward layer make of it are read by that token's own logits and by nobody else.  Where a tenth
+of the tokens is learned, nine tenths of those layers' work (of LLaMA's blocks more than four fifths) change neither
+the loss nor a gradient, and are left out.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
+FEED_FORWARD = "mlp"
+TOKENWISE = (FEED_FORWARD, "self_attn.q_proj", "self_attn.o_proj")
+"""Layers of a block, as most models of transformers call them."""
 
-class LastLayer:
-    """A feed-forward layer that computes some tokens and gives zeros for the others.
+
+class TokenwiseLayer:
+    """A layer that computes some tokens and gives zeros for the others.
 
     Args:
         module: takes and gives (..., tokens, width), each token by itself; its ``forward`` is replaced by this.
@@ -26,11 +31,7 @@ class LastLayer:
         module.forward = self
 
     def only(self, tokens: "torch.Tensor | None") -> None:
-        """Compute these from now on: (wanted,) positions in the flattened batch; None: all of them.
-
-        It holds until it is called again, because activation checkpointing computes the layer once more on the way
-        back.
-        """
+        """Compute these from now on: (wanted,) positions in the flattened batch; None: all of them."""
         self._tokens = tokens
 
     def release(self) -> None:
@@ -49,13 +50,46 @@ class LastLayer:
         return made.new_zeros(every.shape).index_copy(0, self._tokens, made).view(states.shape)
 
 
-def last_layer(model: Any) -> LastLayer | None:
-    """The last block's feed-forward layer, ready to be narrowed; None where the model has none that can be found.
+class LastBlock:
+    """The layers of the last block that take each token by itself.
+
+    Args:
+        layers: in any order.
+    """
+
+    def __init__(self, layers: Sequence[TokenwiseLayer]) -> None:
+        self._layers = layers
+
+    def only(self, tokens: "torch.Tensor | None") -> None:
+        """Compute these from now on: (wanted,) positions in the flattened batch; None: all of them.
+
+        It holds until it is called again, because activation checkpointing computes the block once more on the way
+        back.
+        """
+        for layer in self._layers:
+            layer.only(tokens)
+
+    def release(self) -> None:
+        """Give every layer its own ``forward`` back."""
+        for layer in self._layers:
+            layer.release()
+
+
+def last_block(model: Any, names: Sequence[str] = TOKENWISE) -> LastBlock | None:
+    """The last block, ready to be narrowed; None where the model has none of the layers.
 
     Args:
         model: a causal language model of transformers, without a wrapper.
+        names: of the layers, from their block.
     """
-    names = set(getattr(model, "_no_split_modules", None) or ())
-    blocks = [module for module in model.modules() if type(module).__name__ in names]
-    feed_forward = getattr(blocks[-1], "mlp", None) if blocks else None
-    return LastLayer(feed_forward) if feed_forward is not None else None
+    kinds = set(getattr(model, "_no_split_modules", None) or ())
+    blocks = [module for module in model.modules() if type(module).__name__ in kinds]
+    found = [_part(blocks[-1], name) for name in names] if blocks else []
+    layers = [TokenwiseLayer(module) for module in found if module is not None]
+    return LastBlock(layers) if layers else None
+
+
+def _part(block: Any, name: str) -> Any:
+    for step in name.split("."):
+        block = getattr(block, step, None)
+    return block

@@ -21,7 +21,7 @@ from pydantic import Field
 from serin.core.config import Section
 from serin.core.errors import InputError, UnavailableError
 from serin.finetune.data import IGNORED, SampleFile, with_reference
-from serin.finetune.narrowing import LastLayer
+from serin.finetune.narrowing import LastBlock
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +50,7 @@ def loss_function(
     is_split: bool = False,
     packed: bool = False,
     cross_entropy: CrossEntropy = "auto",
-    last: LastLayer | None = None,
+    last: LastBlock | None = None,
 ) -> Loss:
     """The loss of some rows of a sample file.
 
@@ -63,7 +63,7 @@ def loss_function(
             only; the model's own forward is passed by, which a sharded model does not allow.
         packed: rows are put into one sequence, each with its own positions, instead of being padded.
         cross_entropy: how the loss is computed; it is the same loss.
-        last: the model's last feed-forward layer, which then computes learned tokens only; needs ``is_split``.
+        last: the model's last block, which then computes learned tokens only; needs ``is_split``.
 
     Raises:
         UnavailableError: see ``chosen_cross_entropy``.
@@ -196,7 +196,7 @@ class _Predictor:
         device: "torch.device",
         is_split: bool,
         packed: bool,
-        last: LastLayer | None = None,
+        last: LastBlock | None = None,
     ) -> None:
         self.model, self.device, self.is_split, self.packed, self.last = model, device, is_split, packed, last
         self.is_bf16 = precision == "bf16"

@@ -92,6 +92,14 @@ class Curve:
             values["tokens_per_s"] = self.tokens / self.seconds
         return values
 
+    def evaluation(self) -> dict[str, float]:
+        """What is known of the weights that were kept, beside the base's: losses per learned token or pair."""
+        if not self.val_loss:
+            return {}
+        steps = sorted(self.val_loss)
+        kept = self.val_loss[steps[-1]] if self.best_val_loss is None else self.best_val_loss
+        return {"validation_loss": kept, "validation_loss_of_the_base": self.val_loss[steps[0]]}
+
 
 def curve_of(phase: str, progress: Path) -> Curve:
     """The curve in a job's progress file; of a step that is there twice the last counts."""
@@ -124,7 +132,7 @@ def curve_of(phase: str, progress: Path) -> Curve:
 
 def page(title: str, facts: Mapping[str, Any], curves: Iterable[Curve]) -> str:
     """A page with a table of facts and charts for each phase; needs no script and no other file."""
-    rows = [[html.escape(name), _text(value)] for name, value in facts.items()]
+    rows = [[html.escape(name), _text(value)] for name, value in facts.items() if value != ""]
     phases = [Section(curve.phase.capitalize(), _charts(curve)) for curve in curves]
     trained = Section("What was trained", table(["What", "Value"], rows, widths=["30%", "70%"]) if rows else "")
     return shell.page(title, kind="Fine-tuning", sections=[trained, *phases])

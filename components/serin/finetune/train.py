@@ -318,6 +318,7 @@ class _Stage:
             facts,
             settings,
             licence=base.metadata.get("licence", ""),
+            evaluation=curve.evaluation(),
             code_version=code_version("finetune"),
             has_adapter=(output / ADAPTER).is_dir(),
             files={name: digest for name, digest in _contents(output).items() if name.endswith(".safetensors")},

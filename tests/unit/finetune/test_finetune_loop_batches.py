@@ -1,5 +1,6 @@
 """How a batch is computed does not change what is learned: in parts, packed, with less memory."""
 
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from jobs import PEFT_WARNING, JobMaker, digest, recorded, weights
+from peft.tuners.lora.layer import Linear
 
 from serin.core.errors import UnavailableError
+from serin.finetune.adapters import fuse_adapters
 from serin.finetune.loop import Job, _Training, train
 from serin.finetune.model import _narrowed
-from serin.finetune.narrowing import LastLayer
+from serin.finetune.narrowing import TokenwiseLayer
 from serin.finetune.objectives import chosen_cross_entropy
 from serin.finetune.ranks import Ranks
 from serin.finetune.schedule import passes_of
@@ -117,6 +120,21 @@ def test_a_gpu_that_is_not_there_is_refused(make_job: JobMaker) -> None:
         train(make_job(attention="flash"))
 
 
+def is_fused(module: Linear) -> bool:
+    """Whether an adapted layer's own forward is replaced, below what narrows the last block."""
+    forward = vars(module).get("forward")
+    return getattr(forward, "_forward", forward).__module__ == "serin.finetune.adapters" if forward else False
+
+
+def take_back(module: Linear) -> None:
+    """Give an adapted layer PEFT's forward, below what narrows the last block."""
+    forward = vars(module)["forward"]
+    if isinstance(forward, TokenwiseLayer):
+        forward._forward = partial(Linear.forward, module)
+    else:
+        del module.forward
+
+
 class Plain:
     """The loss as transformers computes it: all logits of all tokens, by the model's own forward."""
 
@@ -146,7 +164,7 @@ def test_computing_learned_tokens_only_gives_the_loss_and_gradients_of_all_logit
     loss, gradients = Plain(job).loss_and_gradients(BATCH)
     training = _Training(job, Ranks(), lambda record: None)
     assert training.trainee.is_split
-    assert training.trainee.last is not None, "the last feed-forward layer is computed for every token"
+    assert training.trainee.last is not None, "the last block is computed for every token"
     sums = training._passes(training.samples, BATCH, learns=True)
     torch.testing.assert_close(sums[0], loss)
     for (name, weight), gradient in zip(training.trainee.weights.items(), training._gradients(), strict=True):
@@ -154,7 +172,7 @@ def test_computing_learned_tokens_only_gives_the_loss_and_gradients_of_all_logit
         assert weight.grad is not None
 
 
-def test_a_last_layer_computes_only_the_tokens_that_it_is_asked_for() -> None:
+def test_a_layer_computes_only_the_tokens_that_it_is_asked_for() -> None:
     seen: list[torch.Size] = []
 
     class FeedForward(torch.nn.Module):
@@ -163,7 +181,7 @@ def test_a_last_layer_computes_only_the_tokens_that_it_is_asked_for() -> None:
             return states * 2
 
     module, states = FeedForward(), torch.arange(12.0).view(2, 3, 2)
-    last = LastLayer(module)
+    last = TokenwiseLayer(module)
     assert torch.equal(module(states), states * 2)
     last.only(torch.tensor([1, 5]))
     wanted = torch.zeros(6, 2)
@@ -182,6 +200,53 @@ def test_a_layer_that_looks_across_tokens_is_not_narrowed(tiny_folder: Path) -> 
     assert _narrowed(model, is_low=False) is None
     layer.forward = own
     assert _narrowed(model, is_low=False) is not None
+
+
+def test_where_queries_look_across_tokens_the_feed_forward_layer_alone_is_narrowed(tiny_folder: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder, attn_implementation="eager").eval()
+    layer = model.get_decoder().layers[-1]
+    own = layer.self_attn.q_proj.forward
+    layer.self_attn.q_proj.forward = lambda states: own(states) + states.mean() * 9
+    last = _narrowed(model, is_low=False)
+    assert last is not None
+    kinds = [type(vars(part).get("forward")) for part in (layer.mlp, layer.self_attn.q_proj, layer.self_attn.o_proj)]
+    assert [kind is TokenwiseLayer for kind in kinds] == [True, False, False]
+
+
+@pytest.mark.parametrize("more", [{}, {"activation_checkpointing": True}, {"packing": "on"}])
+def test_fused_adapters_give_the_loss_and_gradients_of_peft(make_job: JobMaker, more: dict[str, Any]) -> None:
+    def measured(fuses: bool) -> list[torch.Tensor]:
+        training = _Training(make_job("a", **more), Ranks(), lambda record: None)
+        adapted = [module for module in training.trainee.model.modules() if type(module) is Linear]
+        assert len(adapted) == 14
+        assert all(is_fused(module) for module in adapted), "PEFT's own forward is computed"
+        with torch.no_grad():
+            generator = torch.Generator().manual_seed(1)
+            for weight in training.trainee.weights.values():
+                weight.normal_(std=0.05, generator=generator)
+        if not fuses:
+            for module in adapted:
+                take_back(module)
+        sums = training._passes(training.samples, BATCH, learns=True)
+        return [sums[0], *training._gradients()]
+
+    for fused, plain in zip(measured(True), measured(False), strict=True):
+        largest = float(plain.abs().max())
+        assert largest > 0
+        torch.testing.assert_close(fused, plain, rtol=1e-4, atol=3e-5 * largest)
+
+
+def test_adapters_in_bf16_and_with_dropout_are_left_to_peft(make_job: JobMaker) -> None:
+    model = _Training(make_job("a", precision="bf16"), Ranks(), lambda record: None).trainee.model
+    adapted = [module for module in model.modules() if type(module) is Linear]
+    assert not any(is_fused(module) for module in adapted)
+    adapted[0].lora_dropout["default"] = torch.nn.Dropout(0.1)
+    adapted[1].base_layer.bfloat16()
+    assert fuse_adapters(model) == 12
+    assert not is_fused(adapted[0])
+    assert not is_fused(adapted[1])
 
 
 @pytest.mark.parametrize("lora", [True, False])

@@ -36,6 +36,12 @@ def test_the_best_validation_of_early_stopping_is_among_the_metrics(tmp_path: Pa
     path.write_text(path.read_text() + "\n" + json.dumps(best) + "\n")
     curve = Curve.parse(json.loads(json.dumps(curve_of("fine-tuning", path).dump())))
     assert (curve.metrics()["best_val_loss"], curve.metrics()["best_step"]) == (1.5, 20)
+    assert curve.evaluation() == {"validation_loss": 1.5, "validation_loss_of_the_base": 3.0}
+
+
+def test_without_validation_there_is_no_evaluation(tmp_path: Path) -> None:
+    assert Curve("fine-tuning").evaluation() == {}
+    assert curve_of("fine-tuning", progress_file(tmp_path)).evaluation()["validation_loss"] == 2.0
 
 
 def test_a_curve_of_an_older_base_is_read() -> None:

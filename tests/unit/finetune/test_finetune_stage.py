@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import time
@@ -128,7 +129,11 @@ def test_the_report_and_the_card_tell_the_course(inputs: Inputs) -> None:
     assert all(f">{phase}</h2>" in page for phase in ("Pretraining", "Fine-tuning"))
     assert page.count("<svg") >= 2
     assert "<script" not in page
-    assert made.base.digest in (made.model.path / "card.md").read_text()
+    card = (made.model.path / "card.md").read_text()
+    assert made.base.digest in card
+    assert inputs.dataset.digest in card
+    assert f"| validation_loss | {made.model.metadata['val_loss']:.4g} |" in card
+    assert f"| validation_loss_of_the_base | {made.model.metadata['val_loss_before']:.4g} |" in card
     curve = json.loads((made.model.path / "training.json").read_text())["curve"]
     assert [step for step, _ in curve["loss"]] == [1, 2, 3, 4, 5, 6]
 
@@ -227,7 +232,13 @@ def test_the_component_hands_out_both_artefacts(inputs: Inputs, tmp_path: Path) 
     )
     assert inputs.store.open(outputs["model"].metadata["uri"]).digest == outputs["model"].metadata["digest"]
     assert outputs["metrics"].metadata["val_loss"] > 0
-    assert (tmp_path / "out" / "report").read_text().startswith("<!DOCTYPE html>")
+    report = (tmp_path / "out" / "report").read_text()
+    assert report.startswith("<!DOCTYPE html>")
+    [curve] = re.findall(
+        r'id="fine-tuning".*?Loss per learned token.*?<polyline class="curve" points="([^"]*)"', report
+    )
+    assert SMALL.max_steps is not None
+    assert len(set(curve.split())) == SMALL.max_steps, "the loss of every step is drawn"
 
 
 def with_preferences(inputs: Inputs) -> Inputs:
