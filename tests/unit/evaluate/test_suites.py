@@ -243,13 +243,13 @@ def test_the_gate_reads_metrics_of_suites_and_passes_over_what_could_not_run(dec
 def test_evaluating_again_asks_nobody_and_gives_the_same_digest(declared: Declared):
     store = declared.evaluation.artifact.path.parents[1]
     candidate, baseline = declared.world
-    (store / "evaluation").rename(store / ".evaluation.before")
+    (store / "evaluation").rename(store / ".evaluation.set-aside")
     asked = {path: path.stat().st_mtime_ns for path in (store / "outcomes").glob("*/outcomes.jsonl")}
     again = evaluate(declared.config, candidate, baseline, None, declared.dataset, declared.context)
     assert again.artifact.digest == declared.evaluation.artifact.digest
     assert {path: path.stat().st_mtime_ns for path in (store / "outcomes").glob("*/outcomes.jsonl")} == asked
     shutil.rmtree(store / "evaluation")
-    (store / ".evaluation.before").rename(store / "evaluation")
+    (store / ".evaluation.set-aside").rename(store / "evaluation")
 
 
 def test_an_evaluated_release_is_compared_by_the_values_of_its_suites_too(declared: Declared):
