@@ -4,11 +4,12 @@ import subprocess
 import sys
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from serin.core.events import EndpointEvent, Feedback, read_events
+from serin.core.events import EndpointEvent, Feedback, read_events, read_shadows
 from serin.core.policy import GuardrailPolicy
 from serin.core.storage import LocalStorage
 from serin.serve.budgets import Prices
@@ -192,3 +193,17 @@ def test_a_price_list_prices_events_and_observers_see_them_as_they_are_stored(tm
     assert stored.cost == pytest.approx(1.0)
     assert seen == [stored]
     recorder.close()
+
+
+@pytest.mark.parametrize(("champions", "kept"), [("full", "Mail me at jane@mail.example"), ("none", "")])
+def test_a_shadow_keeps_what_both_policies_keep_and_lies_apart(tmp_path: Path, champions: str, kept: str):
+    storage, given = LocalStorage(tmp_path), observation(keep_text="full")
+    shadow = given.event.model_copy(update={"track": "shadow", "shadow_of": "chatcmpl-1"})
+    recorder = Recorder(storage, "a", prices=Prices(completion_per_1k_tokens=1))
+    recorder.add(given)
+    recorder.add(replace(given, event=shadow, also_kept_by=observation(keep_text=champions).guardrails))
+    assert recorder.flush() == 2
+    [user], [stored] = read_events(storage, "a"), read_shadows(storage, "a")
+    assert (user.track, user.question) == ("champion", "Mail me at jane@mail.example")
+    assert (stored.track, stored.question, stored.shadow_of) == ("shadow", kept, "chatcmpl-1")
+    assert stored.support_score == user.support_score

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from serin.core.prompts import approximate_tokens
 from serin.serve.engine_client import EngineError, EnginePiece, EngineRequest
 
@@ -108,7 +110,7 @@ class Events:
         if self._data:
             value = b"\n".join([*self._data, value])
         try:
-            event = json.loads(value)
+            event = _loaded(value)
         except ValueError:  # the rest may be on the next line
             self._data = [value] if value else self._data
             self._held = len(value)
@@ -171,6 +173,14 @@ class Answer:
         self.begun = True
         self._tokens += len(entries) or bool(text)
         return [EnginePiece(text, reason, index=index, logprobs=entries)]
+
+
+def _loaded(value: bytes) -> Any:
+    """JSON, and what Python takes for it: NaN, and half a surrogate pair."""
+    try:
+        return orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return json.loads(value)
 
 
 @dataclass(frozen=True)
