@@ -66,6 +66,24 @@ def test_a_false_answer_scores_less_than_the_true_one(true: str, false: str):
     assert score(false) < score(true) - 0.1
 
 
+@pytest.mark.parametrize(
+    ("true", "false"),
+    [
+        ("Visit your local Department of Social Services.", "Visit your local Office of Social Services."),
+        ("The monastery lies in the Khumbu region of Nepal.", "The monastery lies in the Nepal region of Nepal."),
+        ("You can no longer collect vouchers.", "You can longer collect vouchers."),
+        ("The desk opens from 8 to 17 on Mondays.", "The desk opens from 8 to 12 on Mondays."),
+    ],
+)
+def test_a_fact_of_the_same_passage_at_the_wrong_place_scores_less(true: str, false: str):
+    context = [
+        "Visit your local Department of Social Services on Main Street. The Office closes at noon. The monastery lies "
+        "in the Khumbu region of Nepal. You can no longer collect vouchers. The desk opens from 8 to 17 on Mondays and "
+        "from 9 to 12 on Fridays."
+    ]
+    assert ground(false, context).support_score < ground(true, context).support_score - 0.05
+
+
 def test_an_added_negation_is_flagged():
     assert "negation_mismatch" in flags("Orders above 50 EUR are not delivered free of charge within three days.")
 

@@ -5,8 +5,9 @@ Each site becomes a row of features (all in 0 to 1); a logistic model per kind s
 passages, so that a number or name which the passages do hold, but elsewhere, is seen too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from serin.core.grounding.alignment import MOST_PLACES, Window, best_window
@@ -15,6 +16,8 @@ from serin.core.grounding.words import Passage, Word
 NEAR = 4
 """Words within which a neighbour is near."""
 WIDE = 16
+SLOT_WORDS = 3
+"""Most words of a passage that stand for one number or run of names of the answer."""
 
 NUMBER_FEATURES = (
     "absent",
@@ -32,6 +35,11 @@ NUMBER_FEATURES = (
     "numbers_free",
     "rival",
     "rival_absent",
+    "fits",
+    "fits_side",
+    "swapped",
+    "swapped_side",
+    "repeated",
 )
 NAME_FEATURES = (
     "absent",
@@ -53,6 +61,11 @@ NAME_FEATURES = (
     "rival",
     "rival_absent",
     "initials",
+    "fits",
+    "fits_side",
+    "swapped",
+    "swapped_side",
+    "repeated",
 )
 NEGATION_FEATURES = (
     "near_head",
@@ -71,7 +84,7 @@ NEGATION_FEATURES = (
     "of_self",
 )
 REMOVAL_FEATURES = ("adjacent", "near", "left_fits", "pair_negated", "also_plain", "sentence_negated", "share",
-    "adjacent_share", "self", "own_negation_elsewhere")  # fmt: skip
+    "adjacent_share", "self", "own_negation_elsewhere", "closed")  # fmt: skip
 
 
 SITE_FEATURES = {
@@ -125,9 +138,9 @@ def sites_of(sentence: Sentence, passages: Sequence[Passage]) -> list[Site]:
             sites.append(Site("name", at, _name(sentence, place, passages)))
         elif word.kind == "negation":
             sites.append(Site("negation", at, _negation(sentence, place, passages)))
-        if word.kind == "word" and (features := _removal(sentence, place, passages)):
+        if word.kind in ("word", "stop") and (features := _removal(sentence, place, passages)):
             candidate = Site("removal", at, features)
-            if removal is None or sum(features[:4]) > sum(removal.features[:4]):
+            if removal is None or _strength(candidate) > _strength(removal):
                 removal = candidate
     return [*sites, removal] if removal else sites
 
@@ -147,6 +160,7 @@ def _number(sentence: Sentence, place: int, passages: Sequence[Passage]) -> tupl
         float(conflict > 0 and not (left_bound and right_bound)), float(conflict > 1),
         float(place == 0), float(len(word.stem) == 1), float(not word.text[0].isdigit()),
         share, absent * share, float(free), float(rival), float(rival and absent),
+        *_exactly(sentence.words, place, passages, "number"),
     )  # fmt: skip
 
 
@@ -169,7 +183,7 @@ def _name(sentence: Sentence, place: int, passages: Sequence[Passage]) -> tuple[
         float(any(map(str.isdigit, word.text))), float(bool(run)), float(bool(run) and not all(joined)),
         share, absent * share, 0.0 if absent else _local_share(sentence, held, passages),
         float(_window_free(sentence, passages, "name")), float(rival), float(rival and absent),
-        float(absent and _initials(words, place, passages)),
+        float(absent and _initials(words, place, passages)), *_exactly(words, place, passages, "name"),
     )  # fmt: skip
 
 
@@ -199,15 +213,22 @@ def _negation(sentence: Sentence, place: int, passages: Sequence[Passage]) -> tu
     )  # fmt: skip
 
 
+def _strength(site: Site) -> float:
+    return sum(site.features[:4]) + 2 * site.features[-1]
+
+
 def _removal(sentence: Sentence, place: int, passages: Sequence[Passage]) -> tuple[float, ...] | None:
     """None when the passages nowhere negate the word, or the answer does."""
     words, window = sentence.words, sentence.window
     if window.passage < 0 or any(word.kind == "negation" for word in words[max(0, place - NEAR) : place + 2]):
         return None
     passage, stem = passages[window.passage], words[place].stem
+    closed = _closed(words, place, passages)
+    if words[place].kind == "stop" and not closed:
+        return None
     inside = [at for at in passage.places.get(stem, ())[:MOST_PLACES] if window.start <= at < window.end]
     negated = [at for at in inside if _negated(passage, at - NEAR, at)]
-    if not negated:
+    if not negated and not closed:
         return None
     adjacent = any(_negated(passage, at - 1, at) for at in negated)
     near = any(_negated(passage, at - 2, at) for at in negated)
@@ -220,7 +241,7 @@ def _removal(sentence: Sentence, place: int, passages: Sequence[Passage]) -> tup
     counted = passage.negations[min(window.end + 1, len(passage.stems))] - passage.negations[max(0, window.start - 2)]
     return (
         float(adjacent), float(near), float(fits), float(pair), float(plain), float(counted > 1), window.share,
-        adjacent * window.share, float(any(word.kind == "self" for word in words)), float(own),
+        adjacent * window.share, float(any(word.kind == "self" for word in words)), float(own), float(closed),
     )  # fmt: skip
 
 
@@ -330,6 +351,75 @@ def _local_share(sentence: Sentence, held: Sequence[Sequence[int]], passages: Se
         for at in places[:12]:
             best = max(best, len(content.intersection(passage.stems[max(0, at - WIDE) : at + WIDE])))
     return min(1.0, best / len(content) / max(sentence.window.share, 1e-9)) if content else 1.0
+
+
+def _exactly(
+    words: Sequence[Word], place: int, passages: Sequence[Passage], kind: Literal["number", "name"]
+) -> tuple[float, ...]:
+    """Whether the very words around the word (around its run of names) stand around it in a passage, or around another.
+
+    Returns:
+        Held on both sides; on one side by two words; another number or name held so on both sides, on one side, where
+        the word itself is not; and whether the sentence says the word twice within reach, which no passage does.
+    """
+    first = last = place
+    while kind == "name" and first > 0 and words[first - 1].kind == "name":
+        first -= 1
+    while kind == "name" and last + 1 < len(words) and words[last + 1].kind == "name":
+        last += 1
+    before = [word.stem for word in words[max(0, first - 2) : first]]
+    after = [word.stem for word in words[last + 1 : last + 3]]
+    fits = fits_side = swapped = swapped_side = False
+    for passage in passages:
+        for start, end, sides in _slots(passage, before, after):
+            held = words[place].stem in passage.stems[start:end]
+            other = not held and any(at in _marked(passage, kind) for at in range(start, end))
+            fits, fits_side = fits or (held and sides > 1), fits_side or held
+            swapped, swapped_side = swapped or (other and sides > 1), swapped_side or other
+    return (
+        float(fits), float(fits_side), float(swapped and not fits), float(swapped_side and not fits_side),
+        float(_repeated(words, place, passages)),
+    )  # fmt: skip
+
+
+def _slots(passage: Passage, before: Sequence[str], after: Sequence[str]) -> Iterator[tuple[int, int, int]]:
+    """Stretches of a passage between the same words: start, end, and on how many sides the words are the same."""
+    stems, reach = passage.stems, SLOT_WORDS
+    if before:
+        for at in passage.places.get(before[-1], ())[:MOST_PLACES]:
+            if after and after[0] in stems[at + 2 : at + 2 + reach]:
+                yield at + 1, stems.index(after[0], at + 2), 2
+            if len(before) > 1 and at and stems[at - 1] == before[0]:
+                yield at + 1, min(len(stems), at + 1 + reach), 1
+    if len(after) > 1:
+        for at in passage.places.get(after[0], ())[:MOST_PLACES]:
+            if at + 1 < len(stems) and stems[at + 1] == after[1]:
+                yield max(0, at - reach), at, 1
+
+
+def _repeated(words: Sequence[Word], place: int, passages: Sequence[Passage]) -> bool:
+    stem = words[place].stem
+    if not any(at != place and words[at].stem == stem for at in range(max(0, place - 6), min(len(words), place + 7))):
+        return False
+    return not any(
+        later - earlier <= 8
+        for passage in passages
+        for earlier, later in pairwise(passage.places.get(stem, ())[:MOST_PLACES])
+    )
+
+
+def _closed(words: Sequence[Word], place: int, passages: Sequence[Passage]) -> bool:
+    """Whether the word and the one before it stand together only around a negation in the passages."""
+    if not place:
+        return False
+    pair = (words[place - 1].stem, words[place].stem)
+    if not any(pair in passage.bridged for passage in passages):
+        return False
+    return not any(
+        at and passage.stems[at - 1] == pair[0]
+        for passage in passages
+        for at in passage.places.get(pair[1], ())[:MOST_PLACES]
+    )
 
 
 def _negated(passage: Passage, start: int, end: int) -> bool:

@@ -107,6 +107,8 @@ class Passage:
     """Name at each place that holds one."""
     beginnings: frozenset[str]
     """First five letters of the longer stems."""
+    bridged: frozenset[tuple[str, str]]
+    """Words on both sides of a negation."""
 
 
 def read(text: str) -> list[Word]:
@@ -137,6 +139,9 @@ def passage_of(text: str) -> Passage:
         numbers=marked["number"],
         names=marked["name"],
         beginnings=frozenset(stem[:5] for stem in places if len(stem) >= 5),
+        bridged=frozenset(
+            (stems[at - 1], stems[at + 1]) for at in range(1, len(stems) - 1) if negations[at + 1] > negations[at]
+        ),
     )
 
 
