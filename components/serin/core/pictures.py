@@ -74,7 +74,7 @@ def axis_around(values: Sequence[float], *, include: Sequence[float] = (0.0,)) -
     """An axis that holds the values and what is included, with a little air, rounded outwards to two digits."""
     finite = [value for value in [*values, *include] if isfinite(value)]
     low, high = min(finite), max(finite)
-    air = (high - low) * 0.08 or max(abs(high), 1e-3) * 0.5
+    air = (high - low) * 0.08 or max(abs(high), 0.02) * 0.5
     step = 10.0 ** (floor(log10(high - low + 2 * air)) - 1)
     down = low - air if low != 0 or high == 0 else 0.0
     return floor(down / step) * step, -floor(-(high + air) / step) * step

@@ -72,7 +72,7 @@ def _tiles(results: Results, decision: Decision) -> list[Tile]:
     values = results.values.get("candidate", {})
     for headline in HEADLINES:
         found = [name for name in values if name == headline or name.endswith(f".{headline}")]
-        made += [_tile(name, values[name], results) for name in found]
+        made += [_tile(name, values[name], results) for name in sorted(found, key=len)[:1]]
     return made[:MOST_TILES]
 
 

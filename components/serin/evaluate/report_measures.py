@@ -5,7 +5,8 @@ from html import escape
 from math import inf
 
 from serin.core.decision import Decision
-from serin.core.page import Section, table
+from serin.core.page import Section, fold, table
+from serin.core.palette import Tone
 from serin.core.pictures import axis_around, intervals, legend
 from serin.evaluate.config import EvaluateConfig
 from serin.evaluate.report_words import (
@@ -63,7 +64,7 @@ def measures_section(results: Results, decision: Decision, config: EvaluateConfi
     for name in rest:
         groups.setdefault(_group(name), []).append(name)
     parts = [
-        f"<h3>{escape(title)}</h3>{_about(title, results)}{_metrics(names, results, decision)}"
+        f"<h3>{escape(title)}</h3>{_about(title, results)}{_folded(title, names, results, decision)}"
         for title, names in groups.items()
     ]
     roles = {role: TONES[role] for role in ORDER if role in results.values}
@@ -91,6 +92,20 @@ def _about(title: str, results: Results) -> str:
         return ""
     items = f"{info.num_items} of {info.num_available} items" if info.num_available else f"{info.num_items} items"
     return f'<p class="note">{escape(info.kind)}, {items} of {escape(info.source)}</p>'
+
+
+def _folded(title: str, names: Sequence[str], results: Results, decision: Decision) -> str:
+    """A suite's metrics, folded into a line where no rule asks about them and nothing got surely worse."""
+    drawn = _metrics(names, results, decision)
+    if title in OWN:
+        return drawn
+    known = [found[name].improvement for found in results.comparisons.values() for name in names if name in found]
+    tones = [tone_of(gain) for gain in known]
+    better, worse = tones.count(Tone.GOOD), tones.count(Tone.BAD)
+    ruled = any(rule["metric"] in names for rule in decision.evidence["rules"])
+    count = "1 metric" if len(names) == 1 else f"{len(names)} metrics"
+    text = f"{count}; of {len(known)} comparisons {better} surely better, {worse} surely worse"
+    return fold(text, drawn, is_open=ruled or worse > 0)
 
 
 def _own(name: str) -> str:

@@ -52,6 +52,7 @@ def test_every_metric_is_there_once_under_its_group(report: str, case: Case) -> 
     assert "Attacks that got what they wanted (attacks)" in safety
     assert "Time to the end (speed)" in speed
     assert "Suite general" in measured
+    assert "<details open><summary>1 metric; of 2 comparisons 0 surely better, 1 surely worse</summary>" in measured
     assert "choices, 120 of 500 items of file:///general.jsonl" in measured
     assert "Suite harness: lm-eval is not installed." in section(report, "what-was-not-compared")
 
