@@ -1,5 +1,7 @@
-"""``serin canary``: judge recorded requests of two releases; ask by simulation what a policy does to traffic."""
+"""``serin canary``: look at a rollout and decide it by hand; carry rollouts out; judge recorded requests; simulate."""
 
+import signal
+import threading
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,17 +9,118 @@ import typer
 import yaml
 from rich.table import Table
 
-from serin.core.errors import ConfigError
+from serin.core.context import StageContext
+from serin.core.errors import ConfigError, InputError, UnavailableError
+from serin.core.rollouts import Command
+from serin.core.storage import Storage, join, storage_for
 from serin.deploy.config import DeployConfig, JudgePolicy
-from serin_pipelines.options import AsJson, console, show
+from serin_pipelines.options import (
+    AsJson,
+    Endpoint,
+    Store,
+    Tracking,
+    console,
+    show,
+    stage_from_options,
+    store_or_default,
+)
 
-app = typer.Typer(help="Judge recorded canaries; simulate what a policy does.", no_args_is_help=True)
+app = typer.Typer(help="Look at rollouts, decide and drive them; judge recorded ones; simulate.", no_args_is_help=True)
 
 DECISION_CODES = {"rollback": 21, "hold": 22}
 Policy = Annotated[
     Path | None,
     typer.Option("--policy", help="YAML or JSON: a judge policy, or a configuration that holds one (deploy.judge)."),
 ]
+
+
+ApprovedBy = Annotated[str, typer.Option("--approved-by", help="Who decides this; goes into the journal.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why; goes into the journal.")]
+
+
+@app.command("status")
+def status_command(store: Store = "", endpoint: Endpoint = "assistant", as_json: AsJson = False) -> None:
+    """The endpoint's last rollout: state, share, who drives it, what the judge said last, and its page.
+
+    Example: serin canary status --endpoint assistant
+    """
+    show(status_of(storage_for(store_or_default(store)), endpoint), as_json)
+
+
+@app.command("pause")
+def pause_command(
+    approved_by: ApprovedBy, reason: Reason = "", store: Store = "", endpoint: Endpoint = "assistant",
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Keep a rollout's share as it is until it is resumed; harm still takes the traffic back.
+
+    Example: serin canary pause --approved-by ada --reason "campaign starts at noon"
+    """
+    _say("pause", approved_by, reason, store, endpoint, as_json)
+
+
+@app.command("resume")
+def resume_command(
+    approved_by: ApprovedBy, reason: Reason = "", store: Store = "", endpoint: Endpoint = "assistant",
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Let a paused rollout go on.
+
+    Example: serin canary resume --approved-by ada
+    """
+    _say("resume", approved_by, reason, store, endpoint, as_json)
+
+
+@app.command("promote")
+def promote_command(
+    approved_by: ApprovedBy, reason: Reason = "", store: Store = "", tracking: Tracking = "",
+    endpoint: Endpoint = "assistant", as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Promote the candidate of a rollout, also of one that was held, without waiting for the judge.
+
+    Whoever drives the rollout carries it out; where nobody does, this command.
+
+    Example: serin canary promote --approved-by ada --reason "forty answers read, all right"
+    """
+    _say("promote", approved_by, reason, store, endpoint, as_json, tracking)
+
+
+@app.command("abort")
+def abort_command(
+    approved_by: ApprovedBy, reason: Reason = "", store: Store = "", tracking: Tracking = "",
+    endpoint: Endpoint = "assistant", as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Take the traffic back to the champion and end the rollout.
+
+    Whoever drives the rollout carries it out; where nobody does, this command.
+
+    Example: serin canary abort --approved-by ada --reason "wrong release"
+    """
+    _say("abort", approved_by, reason, store, endpoint, as_json, tracking)
+
+
+@app.command("run")
+def run_command(
+    follow: Annotated[bool, typer.Option("--follow", help="Stand by for rollouts until it is stopped.")] = False,
+    store: Store = "",
+    tracking: Tracking = "",
+    endpoint: Endpoint = "assistant",
+    as_json: AsJson = False,
+) -> None:
+    """Drive the endpoint's open rollout to its end; with --follow, every rollout that tasks hand over.
+
+    Example: serin canary run --follow --store s3://bucket/serin --endpoint assistant
+    """
+    from serin.deploy import standing
+
+    with stage_from_options("deploy", store, tracking, endpoint) as context:
+        if follow:
+            stop = threading.Event()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: stop.set())
+            standing.follow(context, stopped=stop.is_set)
+            return
+        _drive(context, as_json)
 
 
 @app.command("judge")
@@ -102,6 +205,77 @@ def simulate_command(
         show(found, as_json)
     else:
         _print_report(found)
+
+
+def status_of(storage: Storage, endpoint: str) -> dict[str, Any]:
+    """What is known of an endpoint's last rollout, as JSON values; ``rollout`` is None where there never was one."""
+    from serin.core.journal import Journal
+    from serin.core.rollouts import last_rollout
+    from serin.deploy.history import load_history, page_key
+    from serin.deploy.lease import Lease
+
+    journal = Journal(storage, endpoint)
+    record = last_rollout(journal)
+    champion = journal.champion()
+    if record is None:
+        return {"endpoint": endpoint, "champion": champion, "rollout": None}
+    history = load_history(storage, endpoint, record.rollout_id)
+    last = history.glances[-1] if history.glances else None
+    holder = Lease(storage, endpoint).holder()
+    page = page_key(endpoint, record.rollout_id)
+    return {
+        "endpoint": endpoint,
+        "champion": champion,
+        "rollout": record.rollout_id,
+        "state": record.state,
+        "since": record.since,
+        "candidate": record.candidate,
+        "share_percent": last.share_percent if last and record.state == "step" else 0.0,
+        "paused_by": record.paused_by,
+        "asked": record.asked.decision if record.asked else "",
+        "reasons": list(record.verdict.reasons) if record.verdict else [],
+        "judge": last.outcome if last else "",
+        "e_value": last.e_value if last else None,
+        "e_threshold": last.e_threshold if last else None,
+        "sessions": {"candidate": last.candidate_sessions, "champion": last.champion_sessions} if last else {},
+        "driven_by": f"{holder.host}, process {holder.process}" if holder and not record.over else "",
+        "page": join(storage.uri, page) if storage.exists(page) else "",
+    }
+
+
+def _say(
+    what: Command, approved_by: str, reason: str, store: str, endpoint: str, as_json: bool, tracking: str = ""
+) -> None:
+    """Put a command into the journal; a decision that nobody is there to carry out is carried out here."""
+    from serin.core.journal import Journal
+    from serin.core.rollouts import command
+    from serin.deploy.lease import Lease
+
+    storage = storage_for(store_or_default(store))
+    record = command(Journal(storage, endpoint), what, approved_by=approved_by, reason=reason)
+    nobody = Lease(storage, endpoint).holder() is None
+    if what in ("pause", "resume") or not nobody:
+        show({"rollout": record.rollout_id, "asked": what, "carried_out": False}, as_json)
+        return
+    with stage_from_options("deploy", store, tracking, endpoint) as context:
+        _drive(context, as_json, decided=True)
+
+
+def _drive(context: StageContext, as_json: bool, *, decided: bool = False) -> None:
+    from serin.core.rollouts import last_rollout
+    from serin.deploy import standing
+
+    record = last_rollout(context.journal)
+    if record is None or (record.over and not record.asked):
+        raise InputError(f"No rollout of {context.endpoint!r} is under way: 'serin canary status' shows the last one.")
+    rollout = standing.attend(record, context)
+    if rollout is None:
+        raise UnavailableError(
+            f"Another controller drives rollout {record.rollout_id}: 'serin canary status' names it."
+        )
+    show(rollout.summary(), as_json)
+    if not decided and (code := DECISION_CODES.get(rollout.decision.outcome)):
+        raise typer.Exit(code)
 
 
 def _policy(path: Path | None) -> JudgePolicy:

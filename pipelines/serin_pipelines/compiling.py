@@ -19,8 +19,9 @@ def pipelines() -> dict[str, Callable[..., Any]]:
     from serin_pipelines.promotion import promotion
     from serin_pipelines.retraining import retraining
     from serin_pipelines.training import training
+    from serin_pipelines.verdict import verdict
 
-    functions: tuple[Callable[..., Any], ...] = (training, index_refresh, promotion, monitoring, retraining)
+    functions: tuple[Callable[..., Any], ...] = (training, index_refresh, promotion, monitoring, retraining, verdict)
     return {function.__name__: function for function in functions}
 
 

@@ -30,6 +30,7 @@ EFFECTS: dict[str, Effect] = {
     "refresh": "idempotent",
     "evaluate": "idempotent",  # against whatever the champion is now
     "deploy": "acts",
+    "verdict": "idempotent",
     "monitor": "idempotent",
     "trigger": "idempotent",
     "conclude": "acts",
@@ -46,6 +47,7 @@ DISPLAY_NAMES = {
     "refresh": "Champion with the new index",
     "evaluate": "Evaluate and gate",
     "deploy": "Canary",
+    "verdict": "Verdict of the canary",
     "monitor": "Look for drift",
     "trigger": "Record the trigger",
     "conclude": "Report, clean up, restore traffic",

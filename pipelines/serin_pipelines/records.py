@@ -21,6 +21,7 @@ PIPELINE_STAGES = {
     "index_refresh": ("data_prep", "index", "release", "evaluate", "deploy", "conclude"),
     "promotion": ("release", "evaluate", "deploy", "conclude"),
     "monitoring": ("release", "monitor", "conclude"),
+    "verdict": ("deploy", "conclude"),
 }
 """What each pipeline's tasks report themselves as."""
 
@@ -51,8 +52,8 @@ class RunRecord(BaseModel):
     pipeline: str
     status: Status = "running"
     decision: str = ""
-    """promote, hold, rollback or unchanged; 'gate failed' when the gate said no; of monitoring: none, alert, reindex
-    or retrain."""
+    """promote, hold, rollback, aborted, unchanged or handed over; 'gate failed' when the gate said no; of monitoring:
+    none, alert, reindex or retrain."""
     release: str = ""
     """Release id of the candidate, or of the release that was looked at."""
     champion: str = ""

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.rule import Rule
 from rich.table import Table
 
+from serin.core.storage import join
 from serin_pipelines.records import RunRecord
 
 
@@ -69,6 +70,8 @@ def _next(record: RunRecord, summaries: dict[str, dict[str, Any]], console: Cons
     serin = _command("serin")
     pages = [summaries[stage]["report"] for stage in ("evaluate", "monitor") if summaries.get(stage, {}).get("report")]
     lines = [("report", f"file://{pages[0]}")] if pages else []
+    if page := summaries.get("deploy", {}).get("page"):
+        lines.append(("canary", join(record.store_uri, page)))
     if record.champion:
         body = json.dumps({"messages": [{"role": "user", "content": _question(summaries)}]}, ensure_ascii=False)
         lines += [

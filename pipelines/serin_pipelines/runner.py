@@ -178,11 +178,12 @@ def _conclude(record: RunRecord, returncode: int | None, timed_out: bool, logs: 
         if stage.status == "waiting":
             stage.status = "skipped"
     summaries = {stage.name: stage.summary for stage in record.stages}
-    record.release = summaries["release"].get("release", "")
+    record.release = summaries.get("release", {}).get("release", "")
     record.champion = summaries["conclude"].get("champion", "")
     record.status = "succeeded"
     if rollout := summaries.get("deploy"):
         record.decision = rollout["decision"]["outcome"]
+        record.release = record.release or rollout["candidate"]
     elif "deploy" in summaries:
         record.decision, record.status = "gate failed", "rejected"
     else:

@@ -27,6 +27,7 @@ TASKS = {
     "index_refresh": {"data-prep", "index", "refresh", "evaluate", "deploy", "conclude"},
     "promotion": {"resolve", "evaluate", "deploy", "conclude"},
     "monitoring": {"resolve", "monitor", "conclude"},
+    "verdict": {"verdict", "conclude"},
 }
 TASKS["retraining"] = {"trigger", *TASKS["training"]}
 

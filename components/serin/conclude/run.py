@@ -9,7 +9,7 @@ from serin.core.context import StageContext
 from serin.core.errors import SerinError
 from serin.core.gateway_client import GATEWAY_VARIABLE, GatewayClient
 from serin.core.journal import Entry
-from serin.core.rollouts import close_abandoned, open_rollout
+from serin.core.rollouts import close_abandoned, command, open_rollout
 
 logger = logging.getLogger(__name__)
 
@@ -77,19 +77,26 @@ def _row(entry: Entry) -> str:
 
 
 def _restore(context: StageContext) -> str:
-    """Take the traffic from a rollout of this run that has no decision."""
+    """Take the traffic from a rollout of this run that has no decision; one that was handed over goes on."""
     last = open_rollout(context.journal)
     if last is None or last.lineage_id != context.lineage_id:
         return ""
+    if last.plan.get("driver") == "controller":
+        return f"Rollout {last.rollout_id} is carried out by a controller: 'serin canary status' tells how it goes."
+    kind = dict(dict(last.plan.get("config", {})).get("traffic", {})).get("kind", "gateway")
+    if kind != "gateway":
+        command(context.journal, "abort", approved_by="exit handler", reason="Its run ended without a decision.")
+        return f"A rollout was left without a decision; the standing controller is asked to take its {kind} back."
     champion = context.journal.champion()
+    fence = last.fence + 1  # whatever is left of its executor can neither write nor move traffic after this
     url = os.environ.get(GATEWAY_VARIABLE, "")
     said = "The rollout's own gateway ended with it."
     if url and champion:
         try:
-            GatewayClient.from_environment(url).set_rollout(champion=champion)
+            GatewayClient.from_environment(url).set_rollout(champion=champion, fence=fence)
             said = f"The gateway serves the champion {champion[:12]} alone again."
         except SerinError as error:
             logger.warning("Traffic could not be restored: %s", error)
             return f"A rollout was left without a decision, and its traffic could not be taken back: {error}"
-    close_abandoned(context.journal, context.lineage_id)
+    close_abandoned(context.journal, context.lineage_id, fence=fence)
     return f"A rollout was left without a decision and is closed as aborted. {said}"

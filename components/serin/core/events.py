@@ -192,6 +192,41 @@ def shadow_pairs(
     return [(champions[one.shadow_of], one) for one in shadows if one.shadow_of in champions]
 
 
+class EventLog:
+    """An endpoint's events since a time, read again and again: each batch once, each event once.
+
+    Args:
+        storage: the store.
+        endpoint: endpoint name.
+        since: UTC ISO 8601; earlier events are left out.
+    """
+
+    def __init__(self, storage: Storage, endpoint: str, since: str) -> None:
+        self._storage, self._endpoint, self._since = storage, endpoint, since
+        self._read: set[str] = set()
+        self._events: dict[tuple[str, ...], EndpointEvent] = {}
+
+    def events(self) -> list[EndpointEvent]:
+        """All of them by now, shadows included, in time order, each with its latest rating; each counts once.
+
+        Raises:
+            InputError: a batch is not readable Parquet.
+        """
+        folders = [f"endpoints/{self._endpoint}/{kind}/" for kind in ("events", SHADOW)]
+        for key in [key for folder in folders for key in _batches(self._storage, folder, self._since)]:
+            if key in self._read:
+                continue
+            for row in _rows(self._storage, key):
+                if row["time"] >= self._since:
+                    event = EndpointEvent.model_validate(row)
+                    self._events[event.trace_id, event.answer_id, event.track, event.release_id] = event
+            self._read.add(key)
+        events = list(self._events.values())
+        if events:
+            events = with_feedback(events, read_feedback(self._storage, self._endpoint, since=self._since))
+        return sorted(events, key=lambda event: event.time)
+
+
 def with_feedback(events: Sequence[EndpointEvent], items: Iterable[Feedback]) -> list[EndpointEvent]:
     """Events with the ratings of their answers; of several ratings the last one given counts.
 

@@ -215,6 +215,11 @@ class GatewayProcess(GatewayClient):
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def alive(self) -> bool:
+        """Whether its process runs."""
+        return self._process is not None and self._process.poll() is None
+
     def start(self) -> None:
         """Start the gateway and wait until its releases are loaded.
 

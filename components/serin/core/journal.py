@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from serin.core.digests import digest_of
-from serin.core.errors import AlreadyExistsError, InputError, IntegrityError, StorageError
+from serin.core.errors import AlreadyExistsError, FencedError, InputError, IntegrityError, StorageError
 from serin.core.storage import Storage
 
 APPEND_TRIES = 20
@@ -29,7 +29,7 @@ class Entry(BaseModel):
     time: str
     """UTC, ISO 8601."""
     kind: str
-    """release, gate, rollout, promotion, rollback, monitor."""
+    """release, gate, rollout, command, promotion, rollback, monitor."""
     release_id: str
     decision: str
     reasons: tuple[str, ...] = ()
@@ -86,13 +86,15 @@ class Journal:
         lineage_id: str = "",
         mlflow_run_id: str = "",
         champion: str | None = None,
+        fence: int | None = None,
     ) -> Entry:
         """Add an entry at the end.
 
         With ``champion``, only while that release serves: two that decide on the same champion cannot both be carried
-        out.
+        out.  With ``fence``, only while no entry carries a higher one: whoever lost a lease cannot write any more.
 
         Raises:
+            FencedError: an entry carries a higher fence.
             InputError: another release serves than ``champion``.
             IntegrityError: the journal so far does not hold.
             StorageError: the store refuses, or other writers keep winning.
@@ -101,6 +103,8 @@ class Journal:
             entries = self.entries()
             if champion is not None and _served(entries)[-1:] != [champion]:
                 raise InputError(f"Release {champion[:12]} no longer serves {self.endpoint!r}: look at what does.")
+            if fence is not None and (later := _highest_fence(entries)) > fence:
+                raise FencedError(f"Lease {later} drives {self.endpoint!r} now: this controller (lease {fence}) stops.")
             draft = Entry(
                 number=len(entries) + 1,
                 time=datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -131,7 +135,12 @@ class Journal:
 
     def champion(self) -> str | None:
         """Release id that serves the endpoint now, or None before the first promotion."""
-        serving = _served(self.entries())
+        return self.champion_of(self.entries())
+
+    @staticmethod
+    def champion_of(entries: list[Entry]) -> str | None:
+        """The same, of entries that were read already."""
+        serving = _served(entries)
         return serving[-1] if serving else None
 
     def previous(self) -> str | None:
@@ -170,6 +179,10 @@ def served(history: Iterable[tuple[str, str]]) -> list[str]:
         elif kind == "rollback" and len(serving) > 1:
             serving.pop()
     return serving
+
+
+def _highest_fence(entries: list[Entry]) -> int:
+    return max((int(entry.evidence.get("fence", 0)) for entry in entries), default=0)
 
 
 def _served(entries: list[Entry]) -> list[str]:

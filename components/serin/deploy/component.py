@@ -19,15 +19,16 @@ def deploy(
     approved_by: str,
     rollout: dsl.Output[dsl.Artifact],
     summary: dsl.Output[dsl.Markdown],
+    page: dsl.Output[dsl.HTML],
 ) -> str:
-    """Roll a gated release out as a canary; returns promote, hold, rollback or unchanged."""
+    """Roll a gated release out as a canary; returns promote, hold, rollback, unchanged or handed over."""
     from pathlib import Path
 
     from serin.core.context import stage_context
     from serin.core.release import load_release
     from serin.deploy.config import DeployConfig
     from serin.deploy.rollout import deploy as run_deploy
-    from serin.deploy.summary import as_json, markdown
+    from serin.deploy.summary import write
 
     with stage_context(
         "deploy", store_uri=store_uri, tracking_uri=tracking_uri, lineage_id=lineage_id, endpoint=endpoint
@@ -40,8 +41,7 @@ def deploy(
             context,
             approved_by=approved_by,
         )
-        Path(summary.path).write_text(markdown(result), encoding="utf-8")
-        Path(rollout.path).write_text(as_json(result), encoding="utf-8")
+        write(result, context, summary=Path(summary.path), rollout=Path(rollout.path), page=Path(page.path))
         rollout.metadata.update(decision=result.decision.outcome, release_id=result.candidate)
         context.finished(**result.summary())
     return result.decision.outcome

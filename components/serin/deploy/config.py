@@ -6,7 +6,9 @@ from pydantic import Field, model_validator
 
 from serin.core.config import Section
 from serin.core.verification import ReleaseRequirements
+from serin.deploy.traffic_providers.config import TrafficConfig
 
+REPLAYED_STEPS, USERS_STEPS = (20.0, 50.0), (1.0, 5.0, 10.0, 25.0, 50.0)
 MetricKind = Literal["rate", "log_mean", "bounded_mean"]
 
 
@@ -84,29 +86,84 @@ class JudgePolicy(Section):
     champion's: what it found was in the answer, even where it was masked."""
 
 
+class ShadowConfig(Section):
+    """What the candidate answers unseen, before any user gets an answer of it."""
+
+    min_answers: int = Field(12, ge=0)
+    """Answers of the candidate before it gets traffic; 0: no shadow."""
+    questions: int = Field(12, ge=0)
+    """Held-out questions that the rollout asks itself; the rest are mirrored requests of users."""
+    mirror_percent: float = Field(100.0, gt=0, le=100)
+    """Share of the champion's requests that are mirrored meanwhile."""
+    deadline_s: float = Field(600.0, gt=0)
+    """With too few answers after this long the rollout ends as ``on_inconclusive`` says."""
+    alpha_fraction: float = Field(0.1, gt=0, lt=1)
+    """The shadow's part of the judge's ``alpha``; the steps have the rest."""
+
+
 class DeployConfig(Section):
     """How a release is rolled out."""
 
-    steps_percent: tuple[float, ...] = (20.0, 50.0)
-    """The candidate's share of sessions, step by step."""
+    steps_percent: tuple[float, ...] = ()
+    """The candidate's share of sessions, step by step; empty: 20 and 50 where the rollout sends the traffic itself,
+    and 1, 5, 10, 25 and 50 on users' traffic."""
+    requests: Literal["replayed", "users"] = "replayed"
+    """Whose requests are judged: held-out conversations that the rollout sends, or those that come anyway."""
+    driver: Literal["task", "controller"] = "task"
+    """Who carries the rollout out: the task that starts it, or a controller ('serin canary run --follow') to which the
+    task hands over, so that no pod waits for hours."""
+    shadow: ShadowConfig = ShadowConfig()
+    """What happens before the candidate gets traffic."""
     sessions_per_look: int = Field(20, ge=1)
-    """Sessions between two looks of the judge."""
+    """Replayed sessions between two looks of the judge."""
+    look_interval_s: float = Field(30.0, gt=0)
+    """Time between two looks at users' traffic."""
+    settle_s: float = Field(15.0, ge=0)
+    """Users' requests of the last so many seconds wait for the next look: the slow ones among them are still under
+    way. Trips look at all."""
     min_sessions_per_step: int = Field(8, ge=1)
-    """Sessions of the candidate before the share grows."""
-    max_sessions: int = Field(600, ge=10)
-    """Sessions after which an undecided rollout ends as ``on_inconclusive`` says."""
+    """Sessions of the candidate at each share before it grows."""
+    min_step_s: float = Field(0.0, ge=0)
+    """Shortest time at each share."""
+    max_sessions: int = Field(600, ge=0)
+    """Sessions after which an undecided rollout ends as ``on_inconclusive`` says; 0: no limit."""
+    deadline_s: float = Field(0.0, ge=0)
+    """Time after which it does; 0: no limit."""
     on_inconclusive: Literal["hold", "rollback"] = "rollback"
-    """``hold`` leaves the champion alone in traffic and the question open; ``rollback`` turns the candidate away."""
+    """``hold`` leaves the champion alone in traffic and the question open (``serin canary promote`` or ``abort``
+    answer it); ``rollback`` turns the candidate away."""
+    ready_timeout_s: float = Field(600.0, gt=0)
+    """A candidate that is not ready by then is turned away."""
     concurrency: int = Field(2, ge=1)
-    """Sessions under way at once."""
+    """Replayed sessions under way at once."""
     request_timeout_s: float = Field(60.0, gt=0)
     """Limit of one replayed request."""
-    gateway_url: str = ""
-    """A running gateway to roll out on (its token in SERIN_ADMIN_TOKEN); empty: ``$SERIN_GATEWAY_URL``, else one is
-    started for the rollout's length."""
+    traffic: TrafficConfig = TrafficConfig()
+    """What moves the traffic: our gateway, or an object of the cluster."""
     seed: int = 7
     """Order of the replayed questions."""
     judge: JudgePolicy = JudgePolicy()
     """When to advance, promote and roll back."""
     release: ReleaseRequirements = ReleaseRequirements()
     """What is asked of a release, beside what the environment asks (``SERIN_RELEASE_REQUIREMENTS``)."""
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The steps, in percent of sessions."""
+        return self.steps_percent or (REPLAYED_STEPS if self.requests == "replayed" else USERS_STEPS)
+
+    @property
+    def step_policy(self) -> JudgePolicy:
+        """The judge's policy for the steps, less the shadow's part of alpha."""
+        if not self.shadow.min_answers:
+            return self.judge
+        return self.judge.model_copy(update={"alpha": self.judge.alpha * (1 - self.shadow.alpha_fraction)})
+
+    @model_validator(mode="after")
+    def _steps_grow(self) -> Self:
+        pairs = zip((0.0, *self.steps_percent), self.steps_percent, strict=False)
+        if any(after <= before for before, after in pairs) or any(share > 100 for share in self.steps_percent):
+            raise ValueError("steps_percent must grow from above 0 to at most 100, as (1, 5, 10, 25, 50)")
+        if self.requests == "users" and not (self.max_sessions or self.deadline_s):
+            raise ValueError("max_sessions or deadline_s must be set: a rollout on users' traffic has to end")
+        return self

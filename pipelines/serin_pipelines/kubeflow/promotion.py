@@ -21,7 +21,9 @@ from serin_pipelines.kubeflow.follow import RunView, Watch, follow
 from serin_pipelines.kubeflow.packages import Package
 from serin_pipelines.kubeflow.progress import Progress
 
-Outcome = Literal["promoted", "already_champion", "gate_failed", "rolled_back", "held", "run_failed", "canceled"]
+Outcome = Literal[
+    "promoted", "already_champion", "gate_failed", "rolled_back", "held", "run_failed", "canceled", "handed_over"
+]
 
 KEY_DIGITS = 24
 ROLLOUT_OUTCOMES: dict[str, Outcome] = {"rollback": "rolled_back", "hold": "held"}
@@ -33,6 +35,7 @@ EXIT_CODES: dict[Outcome, int] = {
     "held": 22,
     "run_failed": 23,
     "canceled": 24,
+    "handed_over": 25,
 }
 
 
@@ -230,6 +233,8 @@ def _outcome(mine: list[Entry], view: RunView, is_champion: bool) -> tuple[Outco
             return "promoted", entry
         if entry.kind == "rollout" and entry.decision in ROLLOUT_OUTCOMES:
             return ROLLOUT_OUTCOMES[entry.decision], entry
+        if entry.kind == "rollout" and entry.decision == "started" and entry.evidence.get("driver") == "controller":
+            return "handed_over", entry
         if entry.kind == "gate" and entry.decision != "pass":
             return "gate_failed", entry
     if view.state == "CANCELED":

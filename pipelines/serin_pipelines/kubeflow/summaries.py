@@ -16,6 +16,7 @@ HEADLINES: dict[Outcome, str] = {
     "rolled_back": "❌ The canary was rolled back",
     "held": "⏸️ The canary is held",
     "run_failed": "❌ The run failed",
+    "handed_over": "⏳ A controller carries the canary out",
     "canceled": "⏹️ The run was canceled",
 }
 

@@ -25,12 +25,12 @@ def a_journal(folder: Path, *decisions: str, lineage_id: str = "test") -> Journa
 
 
 def test_a_run_that_went_well_is_told_with_its_decisions(tmp_path: Path) -> None:
-    journal = a_journal(tmp_path, "started", "promote")
+    journal = a_journal(tmp_path, "started", "promote", "promoted")
     context = context_of(str(tmp_path), "conclude")
     found = conclude("SUCCEEDED", "", context)
     assert (found.state, found.champion, found.restored) == ("SUCCEEDED", CHAMPION, "")
-    assert [entry.decision for entry in found.decisions] == ["started", "promote"]
-    assert len(journal.entries()) == 3, "it closed a rollout that was over"
+    assert [entry.decision for entry in found.decisions] == ["started", "promote", "promoted"]
+    assert len(journal.entries()) == 4, "it closed a rollout that was over"
     text = markdown(found, context)
     assert CHAMPION[:12] in text
     assert "| rollout |" in text
@@ -43,6 +43,23 @@ def test_an_open_rollout_of_this_run_is_closed_as_aborted(tmp_path: Path) -> Non
     last = journal.entries()[-1]
     assert (last.kind, last.decision, last.release_id) == ("rollout", "aborted", CANDIDATE)
     assert "Task deploy failed." in markdown(found, context_of(str(tmp_path), "conclude"))
+
+
+def test_a_rollout_that_a_controller_carries_out_goes_on(tmp_path: Path) -> None:
+    journal = a_journal(tmp_path)
+    plan = {"rollout_id": "r1", "driver": "controller"}
+    journal.append("rollout", release_id=CANDIDATE, decision="started", lineage_id="test", evidence=plan)
+    assert "is carried out by a controller" in conclude("SUCCEEDED", "", context_of(str(tmp_path), "conclude")).restored
+    assert journal.entries()[-1].decision == "started"
+
+
+def test_traffic_of_the_cluster_is_taken_back_by_the_standing_controller(tmp_path: Path) -> None:
+    journal = a_journal(tmp_path)
+    plan = {"rollout_id": "r1", "config": {"traffic": {"kind": "httproute"}}}
+    journal.append("rollout", release_id=CANDIDATE, decision="started", lineage_id="test", evidence=plan)
+    assert "take its httproute back" in conclude("FAILED", "", context_of(str(tmp_path), "conclude")).restored
+    asked = journal.entries()[-1]
+    assert (asked.kind, asked.decision, asked.approved_by) == ("command", "abort", "exit handler")
 
 
 def test_a_rollout_of_another_run_is_left_alone(tmp_path: Path) -> None:

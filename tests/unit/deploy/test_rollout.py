@@ -11,13 +11,13 @@ import pytest
 from worlds import World, artifact_of, context_of, passed_gate, release_of
 
 from serin.core.artifacts import Artifact, ArtifactStore
-from serin.core.errors import InputError, IntegrityError, SerinError
-from serin.core.events import read_events
+from serin.core.errors import InputError, IntegrityError
 from serin.core.gateway_client import TOKEN_VARIABLE, GatewayProcess
 from serin.core.release import load_release, save_release
 from serin.core.serving import ServingConfig
 from serin.deploy.config import DeployConfig, JudgePolicy
 from serin.deploy.rollout import deploy, rollback
+from serin.deploy.traffic_providers.config import TrafficConfig
 
 LENIENT = JudgePolicy(
     max_ttft_ratio=20, tolerated_ttft_ratio=10, max_error_increase=0.6, max_support_drop=1, min_sessions=8
@@ -60,9 +60,11 @@ def test_a_good_candidate_is_promoted_with_every_step_in_the_journal(own_world: 
     journal = context_of(own_world.uri, "deploy").journal
     kinds = [(entry.kind, entry.decision) for entry in journal.entries()]
     assert kinds == [
-        ("gate", "pass"), ("promotion", "promoted"), ("rollout", "started"), ("rollout", "promote"),
-        ("promotion", "promoted"),
+        ("gate", "pass"), ("promotion", "promoted"), ("rollout", "started"), ("rollout", "warmup"),
+        ("rollout", "shadow"), ("rollout", "advance"), ("rollout", "promote"), ("promotion", "promoted"),
+        ("rollout", "promoted"),
     ]  # fmt: skip
+    assert context_of(own_world.uri, "deploy").store.storage.exists(rollout.page)
     assert (journal.champion(), journal.previous()) == (own_world.candidate, own_world.champion)
 
     again = roll_out(own_world)
@@ -89,17 +91,15 @@ def test_a_candidate_whose_engine_dies_is_rolled_back_and_no_user_notices(
                 if engine and engine["engine_alive"]:
                     os.kill(engine["engine_pid"], signal.SIGKILL)
 
-        strict = QUICK.model_copy(
-            update={"gateway_url": gateway.url, "judge": LENIENT.model_copy(update={"min_sessions": 60})}
-        )
+        traffic = TrafficConfig(gateways=(gateway.url,))
+        strict = QUICK.model_copy(update={"traffic": traffic, "judge": LENIENT.model_copy(update={"min_sessions": 60})})
         rollout = roll_out(own_world, strict, report=kill_candidate)
         state = gateway.state()
     assert rollout.decision.outcome == "rollback"
     assert rollout.failed_requests == 0
     assert (state["champion"], state["candidate"]) == (own_world.champion, None)
     assert context_of(own_world.uri, "deploy").journal.champion() == own_world.champion
-    events = read_events(ArtifactStore(own_world.uri).storage, "assistant", release_id=own_world.candidate)
-    assert any(event.status >= 500 for event in events)
+    assert "does not run" in rollout.decision.reasons[0]
 
 
 def tuned(world: World, store: ArtifactStore) -> Artifact:
@@ -108,7 +108,7 @@ def tuned(world: World, store: ArtifactStore) -> Artifact:
     return artifact_of(store, "model", lambda target: (target / "config.json").write_text("{}"), sources)
 
 
-def test_a_candidate_that_does_not_start_aborts_the_rollout_and_the_champion_stays(own_world: World) -> None:
+def test_a_candidate_that_does_not_start_is_turned_away_and_the_champion_stays(own_world: World) -> None:
     store = ArtifactStore(own_world.uri)
     empty = tuned(own_world, store)
     broken = release_of(empty, own_world.index, own_world.dataset, ServingConfig(max_new_tokens=8))
@@ -116,10 +116,11 @@ def test_a_candidate_that_does_not_start_aborts_the_rollout_and_the_champion_sta
     passed(own_world, broken.id)
     context = context_of(own_world.uri, "deploy")
     champion = load_release(store.storage, own_world.champion)
-    with pytest.raises(SerinError):
-        deploy(QUICK, broken, champion, own_world.dataset, context)
+    rollout = deploy(QUICK, broken, champion, own_world.dataset, context)
+    assert rollout.decision.outcome == "rollback"
+    assert "cannot be served" in rollout.decision.reasons[0]
     last = context.journal.find(kind="rollout")[-1]
-    assert (last.release_id, last.decision) == (broken.id, "aborted")
+    assert (last.release_id, last.decision) == (broken.id, "rolled back")
     assert context.journal.champion() == own_world.champion
 
 

@@ -9,6 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from serin.core.errors import ConfigError, InputError
+from serin.core.journal import Journal
+from serin.core.storage import LocalStorage
+from serin.deploy.lease import Lease
 from serin_pipelines.cli import app
 
 
@@ -31,6 +34,49 @@ def run(*arguments: str | Path, code: int = 0) -> Any:
     result = CliRunner().invoke(app, ["canary", *map(str, arguments)], catch_exceptions=False)
     assert result.exit_code == code, result.output
     return result.output
+
+
+def a_rollout(folder: Path, **plan: object) -> Journal:
+    journal = Journal(LocalStorage(folder), "assistant")
+    journal.append("promotion", release_id="a" * 64, decision="promoted")
+    evidence = {"rollout_id": "r1", "champion": "a" * 64, "fence": 1, **plan}
+    journal.append("rollout", release_id="b" * 64, decision="started", evidence=evidence)
+    journal.append("rollout", release_id="b" * 64, decision="advance", evidence={"rollout_id": "r1", "step": 0})
+    return journal
+
+
+def test_status_tells_state_and_champion_before_during_and_after(tmp_path: Path) -> None:
+    told = json.loads(run("status", "--store", tmp_path, "--json"))
+    assert told == {"endpoint": "assistant", "champion": None, "rollout": None}
+    journal = a_rollout(tmp_path)
+    told = json.loads(run("status", "--store", tmp_path, "--json"))
+    assert (told["rollout"], told["state"], told["champion"]) == ("r1", "step", "a" * 64)
+    assert told["driven_by"] == ""
+    run("pause", "--approved-by", "ada", "--store", tmp_path)
+    assert json.loads(run("status", "--store", tmp_path, "--json"))["paused_by"] == "ada"
+    journal.append("rollout", release_id="b" * 64, decision="aborted", evidence={"rollout_id": "r1"})
+    assert "aborted" in run("status", "--store", tmp_path)
+
+
+def test_a_command_is_left_to_whoever_drives_the_rollout(tmp_path: Path) -> None:
+    journal = a_rollout(tmp_path)
+    with Lease(LocalStorage(tmp_path), "assistant", host="elsewhere", renew=False):
+        told = json.loads(run("abort", "--approved-by", "ada", "--reason", "no", "--store", tmp_path, "--json"))
+        driven = json.loads(run("status", "--store", tmp_path, "--json"))
+    assert told == {"rollout": "r1", "asked": "abort", "carried_out": False}
+    assert driven["driven_by"].startswith("elsewhere, process ")
+    assert driven["asked"] == "abort"
+    entry = journal.entries()[-1]
+    assert (entry.kind, entry.decision, entry.approved_by, entry.reasons) == ("command", "abort", "ada", ("no",))
+
+
+def test_commands_need_a_rollout_and_a_name(tmp_path: Path) -> None:
+    for what in ("pause", "resume", "promote", "abort"):
+        with pytest.raises(InputError, match=f"there is nothing to {what}"):
+            run(what, "--approved-by", "ada", "--store", tmp_path)
+    a_rollout(tmp_path)
+    with pytest.raises(InputError, match="needs a name"):
+        run("abort", "--approved-by", " ", "--store", tmp_path)
 
 
 @pytest.fixture
