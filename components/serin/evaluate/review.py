@@ -22,10 +22,11 @@ from serin.core.artifacts import Artifact, ArtifactStore
 from serin.core.digests import digest_of
 from serin.core.errors import AlreadyExistsError, InputError
 from serin.core.journal import Entry
+from serin.core.page import stylesheet
 from serin.core.records import Record, read_jsonl
 from serin.core.storage import Storage
 from serin.evaluate.results import Answer
-from serin.evaluate.review_page import PAGE
+from serin.evaluate.review_page import PAGE, STYLE
 
 Choice = Literal["a", "b", "same", "neither"]
 KIND = "review"
@@ -238,7 +239,11 @@ def krippendorff(units: Sequence[Sequence[int]]) -> float | None:
 def write_page(path: Path, review: Review) -> None:
     """The review as one HTML page: keys 1 to 4 choose, arrows move, and verdicts survive a closed tab."""
     articles = "".join(_article(number, pair) for number, pair in enumerate(review.pairs, start=1))
-    page = PAGE.replace("@ID@", escape(review.id)).replace("@COUNT@", str(len(review.pairs)))
+    page = (
+        PAGE.replace("@STYLE@", stylesheet() + STYLE)
+        .replace("@ID@", escape(review.id))
+        .replace("@COUNT@", str(len(review.pairs)))
+    )
     path.write_text(page.replace("@ARTICLES@", articles), encoding="utf-8")
 
 

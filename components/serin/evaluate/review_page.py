@@ -1,18 +1,23 @@
 """The page of a human review: no outside resources, usable with keys alone."""
 
+STYLE = """
+header{position:sticky;top:0;padding:.8rem 0;background:var(--paper);border-bottom:1px solid var(--line)}
+h1{font-size:1.4rem;margin:0}article{padding:1.2rem 0;border-bottom:1px solid var(--line)}article h2{font-size:1rem}
+.answers{display:grid;grid-template-columns:1fr 1fr;gap:1rem}
+@media(max-width:44rem){.answers{grid-template-columns:1fr}}
+.answers section{margin:0;padding:.2rem 1rem;border:0;border-radius:.7rem;background:var(--raised)}
+.answers h3{margin:.6rem 0 0}article p{white-space:pre-wrap;overflow-wrap:anywhere}.question{font-weight:600}
+fieldset{border:0;padding:.5rem 0;display:flex;gap:.3rem 1.2rem;flex-wrap:wrap}legend{padding:0}
+input[type=text]{font:inherit;color:inherit;background:var(--paper);border:1px solid var(--muted);border-radius:.4rem;
+padding:.25rem .5rem;width:min(30rem,90%)}
+button{font:inherit;font-weight:600;color:var(--paper);background:var(--candidate);border:0;border-radius:.4rem;
+padding:.4rem 1.1rem;cursor:pointer}
+"""
+"""What the page has beside the common stylesheet."""
+
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
-<title>Review of answers</title><style>
-:root{color-scheme:light}
-body{font:16px/1.5 system-ui,sans-serif;color:#1b1f24;max-width:60rem;margin:0 auto;padding:1rem}
-header{position:sticky;top:0;background:#fff;border-bottom:1px solid #dde2e7;padding:.5rem 0}
-article{padding:1rem 0;border-bottom:1px solid #dde2e7}article:focus{outline:3px solid #0b5cad;outline-offset:4px}
-.answers{display:grid;grid-template-columns:1fr 1fr;gap:1rem}
-@media(max-width:40rem){.answers{grid-template-columns:1fr}}
-section{background:#f5f7f9;padding:.2rem .8rem}p{white-space:pre-wrap;overflow-wrap:anywhere}.question{font-weight:600}
-fieldset{border:0;padding:.5rem 0;display:flex;gap:1.2rem;flex-wrap:wrap}legend{padding:0}
-input[type=text]{font:inherit;width:min(30rem,90%)}button{font:inherit;padding:.3rem 1rem}
-</style></head><body><header><h1>Review of answers</h1>
+<title>Review of answers</title><style>@STYLE@</style></head><body><header><h1>Review of answers</h1>
 <p>Judge each pair by the passages: is it right, and does it say no more than they do?
 Keys 1 to 4 choose, j and k move.</p>
 <label>Your name <input type="text" id="reviewer" maxlength="200" autocomplete="name"></label>
