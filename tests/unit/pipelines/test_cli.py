@@ -96,7 +96,7 @@ def test_lists_are_json_when_asked(own_home: Path) -> None:
     runner = CliRunner()
     assert json.loads(runner.invoke(app, ["runs", "--json"]).stdout) == []
     listed = json.loads(runner.invoke(app, ["release", "list", "--json"]).stdout)
-    assert listed == {"releases": [], "champion": None, "previous": None}
+    assert listed == {"releases": [], "champion": None, "previous": None, "about": []}
 
 
 def test_doctor_reports_each_check_as_json() -> None:
