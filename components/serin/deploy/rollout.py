@@ -11,7 +11,7 @@ from typing import Any
 from serin.core.artifacts import Artifact
 from serin.core.context import StageContext
 from serin.core.decision import Decision
-from serin.core.errors import ConfigError, InputError
+from serin.core.errors import ConfigError, InputError, SerinError
 from serin.core.events import EventLog
 from serin.core.gateway_client import GATEWAY_VARIABLE, GatewayClient, GatewayProcess
 from serin.core.journal import Entry
@@ -130,7 +130,7 @@ def carry_on(rollout_id: str, lease: Lease, context: StageContext) -> Rollout:
             source=source,
             events=EventLog(context.store.storage, context.endpoint, record.started),
             seen=partial(_seen, config=config, context=context),
-            promoted=partial(mirror_aliases, context),
+            promoted=partial(_mirror, context),
             revive=revive,
             lineage_id=context.lineage_id,
             mlflow_run_id=context.tracker.run_id,
@@ -333,6 +333,14 @@ def _revive(process: GatewayProcess) -> bool:
     logger.warning("The rollout's gateway ended; it is started again.")
     process.start()
     return True
+
+
+def _mirror(context: StageContext) -> None:
+    """Aliases follow the journal; users do not wait for MLflow."""
+    try:
+        mirror_aliases(context)
+    except SerinError as error:
+        logger.warning("MLflow's aliases could not be moved, and the journal counts: %s", error)
 
 
 def _seen(record: RolloutRecord, history: History, *, config: DeployConfig, context: StageContext) -> None:

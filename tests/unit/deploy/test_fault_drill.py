@@ -69,6 +69,7 @@ def stage(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     parts = {n: moved.open(getattr(world, n).uri.replace(world.uri, uri)) for n in ("dataset", "index", "model")}
     own = World(uri=uri, champion=world.champion, candidate=world.candidate, **parts)
     passed_gate(uri, own.candidate)
+    context_of(uri, "deploy").journal.append("promotion", release_id=own.champion, decision="promoted")
     with Upstream(champion=Model(), candidate=Model()) as upstream:
         monkeypatch.setenv("SERIN_BACKENDS", backends(upstream.url, own.candidate))
         with GatewayProcess(uri, "assistant", own.champion) as gateway:
@@ -134,6 +135,7 @@ def test_a_gateway_that_is_killed_comes_back_into_the_same_rollout(stage: Stage)
         if "step, 20%" in fields.get("message", "") and not killed:
             killed.append(time.monotonic())
             os.kill(stage.gateway.pid, signal.SIGKILL)
+            stage.gateway._process.wait()  # type: ignore[union-attr]
             threading.Thread(target=restart, daemon=True).start()
 
     def restart() -> None:
@@ -145,10 +147,10 @@ def test_a_gateway_that_is_killed_comes_back_into_the_same_rollout(stage: Stage)
 
     try:
         rollout = stage.roll_out(kill_once)
+        ends(stage, stage.world.candidate)
     finally:
         over.set()
     assert rollout.decision.outcome == "promote", rollout.decision.reasons
-    ends(stage, stage.world.candidate)
     began, back = killed
     outside = [at for at in stage.users.failed_at if not began - 1 < at < back + 1]
     assert outside == [], "users failed while the gateway was there"
@@ -162,11 +164,13 @@ def test_a_controller_that_is_killed_is_followed_by_the_next(stage: Stage, tmp_p
         "--baseline", stage.world.champion, "--dataset", stage.world.dataset.uri, "--store", stage.world.uri,
         "--tracking", f"sqlite:///{tmp_path / 'mlflow.db'}", "--config", str(settings),
     ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = tmp_path / "controller.log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(command, stdout=stream, stderr=stream)
     try:
         deadline = time.monotonic() + 120
         while (record := last_rollout(stage.journal)) is None or record.state != "step":
-            assert process.poll() is None, "it ended by itself"
+            assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline
             time.sleep(0.2)
     finally:
