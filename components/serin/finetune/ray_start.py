@@ -73,12 +73,16 @@ def start_local_ray(folder: Path, num_cpus: int) -> None:
 def join_ray(address: str) -> None:
     """Become a driver of a cluster that runs already.
 
+    Args:
+        address: as ray.init takes it; ``auto`` is the cluster whose job this process is.
+
     Raises:
         UnavailableError: Ray is running in this process already.
     """
     import ray
 
     _prepare()
+    address = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
     host = address.rpartition(":")[0]
     # Else Ray looks for its node at another interface.
     here: dict[str, Any] = {"_node_ip_address": host} if host.startswith("127.") else {}
