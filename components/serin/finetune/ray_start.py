@@ -26,6 +26,10 @@ WORKER_ENVIRONMENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
+ELASTIC_ENVIRONMENT = {
+    # Ray first asks for the places of a lost node again, until it knows that the node is gone.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
+}
 LOCAL_ENVIRONMENT = {
     **WORKER_ENVIRONMENT,
     # On one machine nobody reads what Ray's own processes measure, and it costs the steps their cores (SPEED.md).
@@ -70,11 +74,12 @@ def start_local_ray(folder: Path, num_cpus: int) -> None:
     _end_idle_processes(folder)
 
 
-def join_ray(address: str) -> None:
+def join_ray(address: str, *, is_elastic: bool = False) -> None:
     """Become a driver of a cluster that runs already.
 
     Args:
         address: as ray.init takes it; ``auto`` is the cluster whose job this process is.
+        is_elastic: fewer workers will do; Ray then waits less long for places on a node that may be lost.
 
     Raises:
         UnavailableError: Ray is running in this process already.
@@ -86,7 +91,8 @@ def join_ray(address: str) -> None:
     host = address.rpartition(":")[0]
     # Else Ray looks for its node at another interface.
     here: dict[str, Any] = {"_node_ip_address": host} if host.startswith("127.") else {}
-    ray.init(address=address, runtime_env={"env_vars": WORKER_ENVIRONMENT}, **here, **_OPTIONS)
+    variables = {**WORKER_ENVIRONMENT, **(ELASTIC_ENVIRONMENT if is_elastic else {})}
+    ray.init(address=address, runtime_env={"env_vars": variables}, **here, **_OPTIONS)
 
 
 def require_shared(folder: Path) -> None:

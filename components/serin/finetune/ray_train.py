@@ -49,6 +49,11 @@ class Fleet(Section):
     ray_address: str = LOCAL
     """A cluster that runs already, as ray.init takes it; ``local`` starts one on this machine."""
 
+    @property
+    def is_elastic(self) -> bool:
+        """Whether fewer workers than wanted will do."""
+        return self.min_workers is not None and self.min_workers < self.num_workers
+
 
 class Session(Protocol):
     """Runs jobs one after the other."""
@@ -181,7 +186,7 @@ class RaySession:
             if self.fleet.ray_address == LOCAL:
                 start_local_ray(folder.path, self.fleet.num_workers * self.fleet.cpus_per_worker)
             else:
-                join_ray(self.fleet.ray_address)
+                join_ray(self.fleet.ray_address, is_elastic=self.fleet.is_elastic)
                 require_shared(folder.path)
             folder.note_processes()
             if not (folder.path / STOP).exists():
@@ -257,8 +262,7 @@ def scaling_of(fleet: Fleet) -> Any:
 
     use_gpu = fleet.device == "cuda" or (fleet.device == "auto" and torch.cuda.is_available())
     resources: dict[str, float] = {"CPU": fleet.cpus_per_worker, **({"GPU": 1} if use_gpu else {})}
-    is_elastic = fleet.min_workers is not None and fleet.min_workers < fleet.num_workers
-    num_workers: Any = (fleet.min_workers, fleet.num_workers) if is_elastic else fleet.num_workers
+    num_workers: Any = (fleet.min_workers, fleet.num_workers) if fleet.is_elastic else fleet.num_workers
     return ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=resources)
 
 
