@@ -97,7 +97,7 @@ class ShadowConfig(Section):
     """Share of the champion's requests that are mirrored meanwhile."""
     deadline_s: float = Field(600.0, gt=0)
     """With too few answers after this long the rollout ends as ``on_inconclusive`` says."""
-    alpha_fraction: float = Field(0.1, gt=0, lt=1)
+    alpha_fraction: float = Field(0.02, gt=0, lt=1)
     """The shadow's part of the judge's ``alpha``; the steps have the rest."""
 
 

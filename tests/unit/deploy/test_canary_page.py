@@ -243,8 +243,8 @@ def test_a_rollback_shows_what_decided_first(rolled_back: Story) -> None:
     assert " worse " in outline.text
     e_value = rolled_back.history.glances[-1].e_value
     assert e_value is not None
-    assert e_value > 22
-    assert any(f": {e_value:.3g}; rolls back at 22.2" in title for title in outline.titles)
+    assert e_value > 20
+    assert any(f": {e_value:.3g}; rolls back at 20.4" in title for title in outline.titles)
 
 
 def test_e_values_are_drawn_against_their_threshold_on_a_log_axis(rolled_back: Story) -> None:
@@ -254,8 +254,8 @@ def test_e_values_are_drawn_against_their_threshold_on_a_log_axis(rolled_back: S
     last = float(re.findall(r'class="mark" cx="100.0%" cy="([\d.]+)"', picture)[0])
     glance = rolled_back.history.glances[-1]
     assert glance.e_value is not None
-    per_ten = (steps - shadow) / (log10(200) - log10(1 / 0.045))
-    assert steps - last == pytest.approx(per_ten * log10(glance.e_value * 0.045), abs=0.3)
+    per_ten = (steps - shadow) / (log10(1000) - log10(1 / 0.049))
+    assert steps - last == pytest.approx(per_ten * log10(glance.e_value * 0.049), abs=0.3)
     assert ">1000<" in picture
     assert ">0.1<" in picture
 
@@ -298,7 +298,7 @@ def test_a_page_is_whole_before_the_first_look() -> None:
     story.journal("shadow")
     story.look(sessions=5)
     said = check(story.page).text
-    assert "rolls back at 200" in said
+    assert "rolls back at 1,000" in said
 
 
 def test_a_held_and_an_aborted_rollout_say_what_is_open(paused: Story) -> None:
@@ -366,7 +366,7 @@ def test_a_long_rollout_stays_small(promoted: Story) -> None:
 def test_the_settings_say_what_was_asked(promoted: Story) -> None:
     said = check(promoted.page).text
     assert "10%, 25%, 50%" in said
-    assert "0.05, of which the shadow has 0.005" in said
+    assert "0.05, of which the shadow has 0.001" in said
     assert "after 4000 sessions: rollback" in said
     assert "ratio of geometric means" in said
 
