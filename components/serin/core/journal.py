@@ -6,7 +6,7 @@ edited, removed or reordered entry breaks the chain.  The champion of an endpoin
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -54,21 +54,23 @@ class Journal:
         self.endpoint = endpoint
         self._prefix = f"endpoints/{endpoint}/journal/"
 
-    def entries(self) -> list[Entry]:
+    def entries(self, known: Sequence[Entry] = ()) -> list[Entry]:
         """All entries, oldest first, the chain verified.
+
+        Args:
+            known: what an earlier call gave: only what came since is read and verified.
 
         Raises:
             IntegrityError: naming the first entry that does not fit.
         """
-        entries: list[Entry] = []
-        previous = GENESIS
-        for position, key in enumerate(self._keys(), start=1):
+        keys, entries = self._keys(), list(known)
+        if len(keys) < len(known):
+            raise self._broken(len(keys) + 1)
+        previous = known[-1].hash if known else GENESIS
+        for position, key in enumerate(keys[len(known) :], start=len(known) + 1):
             entry = self._read(key)
             if entry.number != position or entry.previous_hash != previous or entry.hash != entry.expected_hash():
-                raise IntegrityError(
-                    f"Journal of {self.endpoint!r} does not hold at entry {position}: it was edited, removed or "
-                    "reordered; restore it from a backup before deploying."
-                )
+                raise self._broken(position)
             entries.append(entry)
             previous = entry.hash
         return entries
@@ -155,6 +157,12 @@ class Journal:
             for entry in self.entries()
             if (kind is None or entry.kind == kind) and (release_id is None or entry.release_id == release_id)
         ]
+
+    def _broken(self, position: int) -> IntegrityError:
+        return IntegrityError(
+            f"Journal of {self.endpoint!r} does not hold at entry {position}: it was edited, removed or "
+            "reordered; restore it from a backup before deploying."
+        )
 
     def _keys(self) -> list[str]:
         return [key for key in self._storage.keys(self._prefix) if key.endswith(".json")]

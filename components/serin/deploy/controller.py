@@ -9,7 +9,7 @@ and goes on from the journal.
 import logging
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -56,7 +56,7 @@ class Desk:
     events: Events
     clock: Clock = WALL_CLOCK
     judge: Callable[..., Evidence] = evidence_of
-    seen: Callable[[RolloutRecord, History], None] = lambda record, history: None
+    seen: Callable[[RolloutRecord, History, Sequence[Entry]], None] = lambda record, history, entries: None
     """Told after every look, to draw and to keep."""
     promoted: Callable[[], None] = lambda: None
     """Told when the journal names another champion, to mirror it."""
@@ -79,6 +79,8 @@ class Controller:
     def __init__(self, config: DeployConfig, rollout_id: str, desk: Desk, history: History | None = None) -> None:
         self._config, self._rollout_id, self._desk = config, rollout_id, desk
         self.history = history or History()
+        self.entries: list[Entry] = []
+        """The journal's, as they were read last."""
         self._known: tuple[RolloutRecord, str | None] | None = None
         self._length = 0
         self._lost_since: float | None = None
@@ -194,7 +196,7 @@ class Controller:
         evidence = self._desk.judge(record, events, self._config, restarts=live.restarts, now=now)
         share = self._config.shares[record.step] if record.state == "step" else 0.0
         self.history = self.history.with_glance(_glance(record, share, evidence, now))
-        self._desk.seen(record, self.history)
+        self._desk.seen(record, self.history, self.entries)
         return evidence
 
     def _wait(self, record: RolloutRecord) -> None:
@@ -225,7 +227,7 @@ class Controller:
         """The rollout and the champion, as the journal tells them now; it is read again once it has grown."""
         length = self._desk.journal.length()
         if self._known is None or length != self._length:
-            entries = self._desk.journal.entries()
+            self.entries = entries = self._desk.journal.entries(self.entries)
             found = [record for record in rollouts(entries) if record.rollout_id == self._rollout_id]
             if not found:
                 raise UnavailableError(f"The journal knows no rollout {self._rollout_id}: start it again.")

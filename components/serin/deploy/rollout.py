@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -137,7 +137,7 @@ def carry_on(rollout_id: str, lease: Lease, context: StageContext) -> Rollout:
         )
         controller = Controller(config, rollout_id, desk, history)
         ended = controller.drive()
-        _seen(ended, controller.history, config=config, context=context)
+        _seen(ended, controller.history, controller.entries, config=config, context=context)
     return _rollout(ended, controller.history, context)
 
 
@@ -343,7 +343,14 @@ def _mirror(context: StageContext) -> None:
         logger.warning("MLflow's aliases could not be moved, and the journal counts: %s", error)
 
 
-def _seen(record: RolloutRecord, history: History, *, config: DeployConfig, context: StageContext) -> None:
+def _seen(
+    record: RolloutRecord,
+    history: History,
+    entries: Sequence[Entry],
+    *,
+    config: DeployConfig,
+    context: StageContext,
+) -> None:
     """Tell how a rollout goes: progress, history, page."""
     last = history.glances[-1] if history.glances else None
     if last is not None and not record.over:
@@ -354,7 +361,8 @@ def _seen(record: RolloutRecord, history: History, *, config: DeployConfig, cont
         )
     storage = context.store.storage
     save_history(storage, context.endpoint, record.rollout_id, history)
-    page = canary_page(record, history, _entries(record, context), config)
+    mine = [entry for entry in entries if entry.evidence.get("rollout_id") == record.rollout_id]
+    page = canary_page(record, history, mine, config)
     storage.write(page_key(context.endpoint, record.rollout_id), page.encode())
 
 
@@ -362,10 +370,6 @@ def _fraction(record: RolloutRecord, sessions: int, config: DeployConfig) -> flo
     if not config.max_sessions:
         return max(record.step, 0) / len(config.shares)
     return min(1.0, sessions / config.max_sessions)
-
-
-def _entries(record: RolloutRecord, context: StageContext) -> list[Entry]:
-    return [entry for entry in context.journal.entries() if entry.evidence.get("rollout_id") == record.rollout_id]
 
 
 def _rollout(record: RolloutRecord, history: History, context: StageContext) -> Rollout:

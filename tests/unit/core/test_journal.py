@@ -81,3 +81,18 @@ def test_an_entry_about_a_champion_is_refused_once_another_serves(storage: Stora
         journal.append("rollback", release_id="r1", decision="rolled back", champion="r2")
     assert journal.champion() == "r1"
     assert journal.length() == len(journal.entries()) == 3
+
+
+def test_what_was_read_before_is_not_read_again_and_what_follows_must_fit(tmp_path: Path) -> None:
+    journal = Journal(storage_for(str(tmp_path)), "assistant")
+    for release in ("a", "b", "c"):
+        journal.append("promotion", release_id=release * 64, decision="promoted")
+    known = journal.entries()[:2]
+    first = tmp_path / "endpoints/assistant/journal/00000001.json"
+    first.write_text("{}")
+    assert [entry.number for entry in journal.entries(known)] == [1, 2, 3]
+    with pytest.raises(IntegrityError, match="entry"):
+        journal.entries()
+    (tmp_path / "endpoints/assistant/journal/00000003.json").unlink()
+    with pytest.raises(IntegrityError, match="does not hold at entry 3"):
+        journal.entries([*known, known[-1]])
