@@ -5,6 +5,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from serin.core.errors import InputError
+from serin.core.grounding import ground
 from serin.core.policy import default_policy, read_policy
 from serin_pipelines.cli import app
 
@@ -78,6 +79,11 @@ def test_grounding_adds_a_score_and_flags(tmp_path: Path):
     assert (true["n"], true["flags"]) == (1, [])
     assert {"number_mismatch", "price_mismatch"} <= set(false["flags"])
     assert false["support_score"] < true["support_score"]
+    assert true["support_score"] == ground(true["answer"], context, deep=True).support_score
+    guard("grounding", "--fast", "--input", lines, "--output", tmp_path / "fast.jsonl")
+    assert [line["support_score"] for line in read(tmp_path / "fast.jsonl")] == [
+        ground(line["answer"], context).support_score for line in (true, false)
+    ]
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from serin.core.transformer_training import padded, table_tensor, train
 from serin.serve.rails import encoder
 from serin.serve.rails.training.data import Copies, poison
 from serin.serve.rails.training.grammar import Grammar, gerund, vary
-from serin.serve.rails.training.student import Student, padded, train
+from serin.serve.rails.training.student import Student
 
 
 @pytest.mark.parametrize("name", ["attacks", "clean", "harm", "passages"])
@@ -58,7 +59,7 @@ def test_a_poisoned_passage_keeps_its_sentences() -> None:
 
 def test_the_numpy_twin_gives_what_torch_gives() -> None:
     torch.manual_seed(0)
-    model = Student(torch.from_numpy(encoder.table().copy()), outputs=1).eval()
+    model = Student(table_tensor(), outputs=1).eval()
     rows = [[2023, 2003, 1037, 3231], [7592], list(range(1000, 1064))]
     with torch.inference_mode():
         wanted = torch.cat([model.pool(*padded([row])) for row in rows]).numpy()
@@ -71,7 +72,7 @@ def test_training_separates_two_kinds_of_rows_the_same_way_each_time() -> None:
 
     def fitted() -> torch.Tensor:
         torch.manual_seed(0)
-        model = Student(torch.from_numpy(encoder.table().copy()), outputs=1)
+        model = Student(table_tensor(), outputs=1)
 
         def loss_of(ids: torch.Tensor, mask: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
             return torch.nn.functional.binary_cross_entropy_with_logits(model(ids, mask)[:, 0], labels[indices])

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from serin.core.grounding.model import GroundingModel, Reading, read_answer, shipped_model
+from serin.core.grounding.model import GroundingModel, Reading, read_answer, shipped_deep_model, shipped_model
 from serin.core.grounding.words import passage_of, read
 
 FLAGS = ("number_mismatch", "price_mismatch", "name_mismatch", "negation_mismatch", "unsupported")
@@ -34,26 +34,31 @@ class Grounding:
     """Some of ``FLAGS``, in their order."""
 
 
-def ground(answer: str, context: Sequence[str]) -> Grounding:
+def ground(answer: str, context: Sequence[str], *, deep: bool = False) -> Grounding:
     """``ground_afresh``, remembered for the last answers: the rails and the endpoint's events ask for the same ones."""
-    return _remembered(answer, tuple(context))
+    return _remembered(answer, tuple(context), deep)
 
 
-def ground_afresh(answer: str, context: Sequence[str]) -> Grounding:
-    """Compare an answer with the passages that it should rest on.
+def ground_afresh(answer: str, context: Sequence[str], *, deep: bool = False) -> Grounding:
+    """Compare an answer with the passages that it should rest on; ``deep`` takes ten times as long and sees more.
 
     Words, runs of words, numbers by value, names, and negations at the places that correspond; it sees invented and
     swapped facts, and not a false statement made of right words in another order.  An empty answer, and one without
     passages, scores 0; one of conversation only ("Yes.") scores 1.
     """
-    words = read(answer[:ANSWER_CHARS_LIMIT])
+    answer = answer[:ANSWER_CHARS_LIMIT]
+    words = read(answer)
     passages = [passage for passage in map(passage_of, context) if passage.stems]
     if not words or not passages:
         return Grounding(0.0, ("unsupported",) if words else ())
     if all(word.kind == "chat" for word in words):
         return Grounding(1.0)
-    model = shipped_model()
     reading = read_answer(words, passages, share_of_questions(answer, words[-1].sentence + 1))
+    model = shipped_deep_model() if deep else shipped_model()
+    if deep:
+        from serin.core.grounding.reader import deepened
+
+        reading = deepened(reading, answer, context)
     logits = model.place_logits(reading)
     score = round(model.score(model.margin(reading, logits)), 4)
     found = mismatches(model, reading, logits)
@@ -63,8 +68,8 @@ def ground_afresh(answer: str, context: Sequence[str]) -> Grounding:
 
 
 @lru_cache(maxsize=REMEMBERED_ANSWERS)
-def _remembered(answer: str, context: tuple[str, ...]) -> Grounding:
-    return ground_afresh(answer, context)
+def _remembered(answer: str, context: tuple[str, ...], deep: bool) -> Grounding:
+    return ground_afresh(answer, context, deep=deep)
 
 
 def mismatches(model: GroundingModel, reading: Reading, logits: Sequence[float]) -> set[str]:

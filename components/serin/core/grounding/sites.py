@@ -91,6 +91,9 @@ SITE_FEATURES = {
     "number": NUMBER_FEATURES, "name": NAME_FEATURES, "negation": NEGATION_FEATURES, "removal": REMOVAL_FEATURES
 }  # fmt: skip
 """Names of the features by kind of site."""
+READER_FEATURES = ("reads_false", "reads_unsupported", "reads_doubtful", "left_false", "right_false", "false_absent")
+"""What the deep score adds (``reader``): logits by 4, of the word, of its neighbours, and where the word is absent."""
+DEEP_FEATURES = {kind: (*names, *READER_FEATURES) for kind, names in SITE_FEATURES.items()}
 
 
 @dataclass(frozen=True, slots=True)

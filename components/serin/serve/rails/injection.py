@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from serin.core.pieces import table
 from serin.serve.rails import encoder
 from serin.serve.rails.normal import readings
 from serin.serve.rails.sentences import MAX_SENTENCES, sentences
@@ -44,7 +45,7 @@ def passage_logit(text: str, weights: Mapping[str, np.ndarray]) -> float:
     rows = _sentence_rows(text)
     if not rows:
         return encoder.NOTHING
-    sums = np.stack([encoder.table()[list(row)].sum(axis=0) for row in rows])  # (sentences, 64)
+    sums = np.stack([table()[list(row)].sum(axis=0) for row in rows])  # (sentences, 64)
     counts = np.array([[len(row)] for row in rows], dtype=np.float32)
     others = (sums.sum(axis=0) - sums) / np.maximum(1, counts.sum() - counts)
     agreement = (sums / counts) @ weights["agree.w"].T * (others @ weights["agree.w"].T)

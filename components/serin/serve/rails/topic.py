@@ -11,6 +11,7 @@ from typing import Self
 
 import numpy as np
 
+from serin.core.pieces import table
 from serin.serve.rails import encoder
 from serin.serve.rails.normal import plain
 
@@ -54,7 +55,7 @@ class TopicModel:
             raise ValueError(f"{len(examples)} examples came with {len(embeddings)} embeddings: give one for each.")
         rows = [encoder.pieces(plain(text)) for text in examples]
         counts = Counter(piece for row in rows for piece in set(row))
-        weights = np.ones(len(encoder.table()), dtype=np.float32)
+        weights = np.ones(len(table()), dtype=np.float32)
         for piece, count in counts.items():
             weights[piece] = 1 / (1 + 20 * count / (len(rows) + 20))
         meanings = np.stack([_meaning(row, weights) for row in rows])
@@ -85,7 +86,7 @@ def _alike(row: Sequence[int], weights: np.ndarray, meanings: np.ndarray, words:
 
 def _meaning(row: Sequence[int], weights: np.ndarray) -> np.ndarray:
     ids = np.asarray(row, dtype=np.int64)
-    found = (encoder.table()[ids] * weights[ids, None]).sum(axis=0)
+    found = (table()[ids] * weights[ids, None]).sum(axis=0)
     result: np.ndarray = found / max(float(np.linalg.norm(found)), 1e-6)
     return result
 

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from serin.core.transformer_training import save, table_tensor, train
 from serin.serve.rails import encoder
-from serin.serve.rails.encoder import WEIGHTS, WINDOW
+from serin.serve.rails.encoder import WINDOW
 from serin.serve.rails.training import data as sets
 from serin.serve.rails.training.grammar import Grammar, gerund, vary
 from serin.serve.rails.training.injection import HELD_OUT_XQUAD, Examples, offset
-from serin.serve.rails.training.student import Student, load_table, save, train
+from serin.serve.rails.training.student import Student
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ def logits_of(texts: Sequence[str], weights: Mapping[str, np.ndarray]) -> np.nda
 def train_base(data: Path, steps: int = STEPS) -> Student:
     """The network before it has seen any row of XSTest."""
     torch.manual_seed(SEED)
-    model = Student(load_table(WEIGHTS / "table.safetensors"), outputs=1)
+    model = Student(table_tensor(), outputs=1)
     _fit(model, harm_examples(data, 1.0), steps, LEARNING_RATE)
     return model
 

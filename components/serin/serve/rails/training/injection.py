@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from serin.core.transformer_training import save, table_tensor, train
 from serin.serve.rails import injection
-from serin.serve.rails.encoder import WEIGHTS, WINDOW, pieces
+from serin.serve.rails.encoder import WINDOW, pieces
 from serin.serve.rails.normal import plain
 from serin.serve.rails.training import data as sets
 from serin.serve.rails.training.grammar import Grammar, vary
-from serin.serve.rails.training.student import Student, load_table, save, train
+from serin.serve.rails.training.student import Student
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ def train_turn(
     examples = turn_examples(data, leave_out, share)
     labels = torch.tensor(examples.labels)
     torch.manual_seed(SEED)
-    model = Student(load_table(WEIGHTS / "table.safetensors"), outputs=1)
+    model = Student(table_tensor(), outputs=1)
     rng = sets.seeded(SEED)
 
     def loss_of(ids: Tensor, mask: Tensor, indices: Tensor) -> Tensor:

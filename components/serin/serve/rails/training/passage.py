@@ -14,14 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from serin.core.pieces import table
+from serin.core.transformer_training import save, table_tensor, train
 from serin.serve.rails import injection
-from serin.serve.rails.encoder import WEIGHTS, pieces, table
+from serin.serve.rails.encoder import pieces
 from serin.serve.rails.normal import plain
 from serin.serve.rails.sentences import sentences
 from serin.serve.rails.training import data as sets
 from serin.serve.rails.training.grammar import Grammar, vary
 from serin.serve.rails.training.injection import HELD_OUT_XQUAD, Examples, array, known_passages, offset
-from serin.serve.rails.training.student import Student, load_table, save, train
+from serin.serve.rails.training.student import Student
 
 SEED = 21
 STEPS = 500
@@ -64,7 +66,7 @@ def train_passage(data: Path, leave_out: Collection[str] = (), steps: int = STEP
     examples, others = passage_examples(data, leave_out)
     labels = torch.tensor(examples.labels)
     torch.manual_seed(SEED)
-    model = PassageStudent(load_table(WEIGHTS / "table.safetensors"))
+    model = PassageStudent(table_tensor())
     rows = [row[: injection.SENTENCE_PIECES] for row in examples.rows]
     means = torch.from_numpy(others)
 
