@@ -23,4 +23,4 @@ def test_safe_prompts_that_look_unsafe_pass(shared_data: Path) -> None:
         for label in ("safe", "unsafe")
     }
     assert blocked["safe"] < 0.05
-    assert blocked["unsafe"] > 0.6
+    assert blocked["unsafe"] > 0.5

@@ -34,9 +34,8 @@ TUNING_RATE = 5e-4
 TUNING_SHARE = 1 / 6
 PER_CATEGORY = 1500
 CLEAN_QUANTILE = 0.995
-SAFE_QUANTILE = 0.97
-MARGIN = 0.5
-"""Added to the threshold: a new kind of safe prompt scores higher than those that set it."""
+SAFE_QUANTILE = 1.0
+"""The threshold is the highest score of a safe prompt that was judged with its kind left out."""
 SET_REPEATS = 12
 """How often an XSTest prompt counts beside a drawn one."""
 
@@ -58,7 +57,7 @@ def main() -> None:
     logger.info("kinds left out in turn: AUC %.3f", auc(logits, rows))
     unsafe = np.array([row["label"] == "unsafe" for row in rows])
     clean = [logits_of(texts, weights) for texts in calibration_turns(arguments.data)]
-    weights["offset"] = np.maximum(offset(clean, CLEAN_QUANTILE), offset([logits[~unsafe]], SAFE_QUANTILE) + MARGIN)
+    weights["offset"] = np.maximum(offset(clean, CLEAN_QUANTILE), offset([logits[~unsafe]], SAFE_QUANTILE))
     report_folds(rows, logits)
     save(weights, arguments.output)
 
@@ -93,7 +92,7 @@ def report_folds(rows: Sequence[dict[str, str]], logits: np.ndarray) -> dict[str
     folds = np.array([fold_of(row) for row in rows])
     blocked = np.zeros(len(rows), dtype=bool)
     for fold in sorted(set(folds)):
-        limit = np.quantile(logits[(folds != fold) & ~unsafe], SAFE_QUANTILE) + MARGIN
+        limit = np.quantile(logits[(folds != fold) & ~unsafe], SAFE_QUANTILE)
         blocked[folds == fold] = logits[folds == fold] > limit
     found = {}
     for fold in (*sorted(set(folds)), "all"):
