@@ -1,7 +1,7 @@
 """Train the reader and the deep score: ``python -m serin.core.grounding.training.reader --data DIR``.
 
-Writes ``reader.safetensors`` (the network) and ``deep.safetensors`` (the logistic models over its features), in about four
-minutes beside other work; ``--fit-only`` leaves the network as it is.
+Writes ``reader.safetensors`` (the network) and ``deep.safetensors`` (the logistic models over its features), in about
+four minutes beside other work; ``--fit-only`` leaves the network as it is.
 """
 
 import argparse
