@@ -42,12 +42,13 @@ class TokenwiseLayer:
             del self._module.forward
 
     def __call__(self, states: "torch.Tensor") -> "torch.Tensor":
-        """(rows, tokens, width) to the same shape."""
+        """(rows, tokens, width) to (rows, tokens, width of the layer's output)."""
         if self._tokens is None:
             return self._forward(states)
         every = states.reshape(-1, states.shape[-1])
         made = self._forward(every.index_select(0, self._tokens))
-        return made.new_zeros(every.shape).index_copy(0, self._tokens, made).view(states.shape)
+        whole = made.new_zeros(every.shape[0], made.shape[-1])
+        return whole.index_copy(0, self._tokens, made).view(*states.shape[:-1], made.shape[-1])
 
 
 class LastBlock:

@@ -190,6 +190,17 @@ def test_a_layer_computes_only_the_tokens_that_it_is_asked_for() -> None:
     assert seen == [(2, 3, 2), (2, 2)]
 
 
+def test_a_layer_whose_result_is_of_another_width_is_narrowed_too() -> None:
+    module, states = torch.nn.Linear(2, 5), torch.arange(12.0).view(2, 3, 2)
+    every = module(states).detach()
+    last = TokenwiseLayer(module)
+    last.only(torch.tensor([4]))
+    made = module(states)
+    assert made.shape == (2, 3, 5)
+    torch.testing.assert_close(made[1, 1], every[1, 1])
+    assert made.detach().view(6, 5)[[0, 1, 2, 3, 5]].abs().sum() == 0
+
+
 def test_a_layer_that_looks_across_tokens_is_not_narrowed(tiny_folder: Path) -> None:
     from transformers import AutoModelForCausalLM
 
