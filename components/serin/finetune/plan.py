@@ -14,10 +14,11 @@ from serin.core.artifacts import Artifact
 from serin.core.config import Section
 from serin.core.errors import ConfigError
 from serin.core.prompts import Prompt
-from serin.core.records import Conversation, Document, read_jsonl
+from serin.core.records import Conversation, read_jsonl
 from serin.finetune.base import TINY, BaseFolder, require_positions, resolved
 from serin.finetune.config import DevicePrice, FinetuneConfig
 from serin.finetune.data import Sample, encode_conversations, encode_texts, epoch_batches, require_trainable
+from serin.finetune.documents import public_documents
 from serin.finetune.memory import StepCost, StepShape, step_cost
 from serin.finetune.preferences import encode_preferences, load_preferences, require_pairs
 
@@ -387,7 +388,7 @@ def _encoded(
     if config.objective == "pretrain":
         if documents is None:
             raise ConfigError("The objective pretrain reads documents: give --documents, or --tokens.")
-        texts = [record.text for record in read_jsonl(documents.path / "documents.jsonl", Document)]
+        texts = [record.text for record in public_documents(documents.path)]
         return encode_texts(tokenizer, texts, config.max_length), 0
     if config.objective == "dpo":
         pairs = encode_preferences(tokenizer, load_preferences(dataset.path)[0], prompt, config.max_length)

@@ -20,6 +20,7 @@ from serin.finetune.data import (
     save_pairs,
     save_samples,
 )
+from serin.finetune.documents import public_documents
 from serin.finetune.objectives import add_reference
 from serin.finetune.preferences import encode_preferences, load_preferences, require_pairs
 
@@ -138,7 +139,7 @@ class Preparation:
         return read_jsonl(self.dataset / f"{name}.jsonl", Conversation)
 
     def _documents(self) -> list[Document]:
-        return read_jsonl(self.documents / "documents.jsonl", Document)
+        return public_documents(self.documents)
 
 
 def _counts(samples: int, shortened: int, left_out: int) -> dict[str, int]:

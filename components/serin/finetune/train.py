@@ -23,13 +23,14 @@ from serin.core.artifacts import Artifact, Built, home
 from serin.core.context import StageContext
 from serin.core.digests import code_version, digest_of_file
 from serin.core.prompts import Prompt
-from serin.core.records import Conversation, Document, read_jsonl
+from serin.core.records import Conversation, read_jsonl
 from serin.core.storage import is_remote, join, local_path
 from serin.core.tracking import SystemMetrics, log_model
 from serin.finetune.base import SMALL_FILES, TINY, require_positions, resolved
 from serin.finetune.card import card
 from serin.finetune.config import FinetuneConfig, PhaseConfig, phase_of
 from serin.finetune.data import Sample, encode_texts, save_samples
+from serin.finetune.documents import public_documents
 from serin.finetune.job import ADAPTER, MERGED, PROGRESS, Job, LoraSpec
 from serin.finetune.objectives import ObjectiveSpec
 from serin.finetune.prepare import COUNTS, TRAIN, VALIDATION, Preparation
@@ -214,8 +215,7 @@ class _Stage:
 
     def _prepare_pretraining(self, folder: Path) -> None:
         """The tokenizer, the initial weights and the corpus as samples."""
-        documents = read_jsonl(self.documents.path / "documents.jsonl", Document)
-        texts, config = corpus_of(documents, self._split("train")), self.config
+        texts, config = corpus_of(public_documents(self.documents.path), self._split("train")), self.config
         tokenizer = train_tokenizer(texts, config.tiny)
         write_untrained(folder / START, tokenizer, config.tiny, config.seed)
         validation = [plain_text(conversation) for conversation in self._split("validation")]
