@@ -167,15 +167,13 @@ class Controller:
         return f"{asked_by}, {decided_by}" if asked_by else decided_by
 
     def _facts(self, record: RolloutRecord, serving: str | None, live: Live) -> Facts:
-        now = self._desk.clock.now()
         evidence = Evidence()
         if record.state in ("shadow", "step") and not record.asked and live.candidate_ready:
             if not record.paused_by:
                 self._let_traffic_pass(record)
             evidence = self._look(record, live)
-            now = self._desk.clock.now()
         return Facts(
-            now_s=now,
+            now_s=self._desk.clock.now(),
             began_s=_seconds(record.started),
             since_s=_seconds(record.since),
             live=live,
@@ -217,8 +215,11 @@ class Controller:
         self._desk.clock.sleep(POLL_S)
 
     def _refused(self, record: RolloutRecord, error: ServingError) -> RolloutRecord:
-        """A candidate that cannot be served is turned away; a champion that cannot be is nothing to go on with."""
-        if record.state not in ("warmup", "shadow", "step", "promoting"):
+        """A candidate that cannot be served is turned away; a champion that cannot be is nothing to go on with.
+
+        A candidate that is being promoted is the journal's champion already: the rollout stays open for the next try.
+        """
+        if record.state not in ("warmup", "shadow", "step"):
             raise error
         self._write(record, Move("rollback", (f"The candidate cannot be served: {error}",)))
         return self._read()[0]

@@ -92,6 +92,9 @@ class Endpoint:
     ready: bool = True
     failed: bool = False
     refuses: str = ""
+    """Why it does not serve the candidate beside the champion; empty: it does."""
+    refuses_alone: bool = False
+    """Whether it does not serve it alone either."""
     sticky = True
 
     def check(self, steps_percent: tuple[float, ...], *, mirror: bool) -> None:
@@ -110,7 +113,7 @@ class Endpoint:
             raise DriftError("The weight is 77, it was told 10: somebody edited it.")
         if fence < self.fence:
             raise FencedError("A later lease has told this endpoint something.")
-        if self.refuses and split.candidate:
+        if self.refuses and CANDIDATE in (split.candidate, split.champion if self.refuses_alone else None):
             raise ServingError(self.refuses)
         self.told.append(Told(split, fence, last_rollout(self.journal), self.journal.champion()))
         self.split, self.fence = split, fence

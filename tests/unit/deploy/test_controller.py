@@ -3,7 +3,7 @@
 import pytest
 from rollout_worlds import CANDIDATE, CHAMPION, CONFIG, OTHER, Killed, World, killed_at, without_shadow
 
-from serin.core.errors import FencedError, UnavailableError
+from serin.core.errors import FencedError, ServingError, UnavailableError
 from serin.core.rollouts import command, last_rollout
 from serin.deploy.lease import LEASE_S, Lease
 from serin.deploy.traffic_providers.base import DriftError, Split
@@ -120,6 +120,25 @@ def test_a_candidate_that_does_not_run_is_turned_away(problem: str) -> None:
         problem
     ] in reason
     assert not [told for told in world.endpoint.told if told.split.percent]
+
+
+def test_a_promotion_that_is_refused_stays_open_and_is_carried_out_by_the_next() -> None:
+    world = World()
+
+    def refuse(now: World) -> None:
+        if now.rounds == 3:
+            now.endpoint.refuses, now.endpoint.refuses_alone = "Its disk is full.", True
+
+    world.on_round = refuse
+    rollout_id, held = world.start()
+    with pytest.raises(ServingError, match="disk is full"):
+        world.controller(rollout_id, held).drive()
+    record = last_rollout(world.journal)
+    assert record is not None
+    assert (record.state, world.journal.champion()) == ("promoting", CANDIDATE)
+    world.endpoint.refuses = ""
+    world.controller(rollout_id, world.lease("two")).drive()
+    assert world.check().state == "promoted"
 
 
 def test_traffic_that_somebody_edited_is_left_alone_and_said() -> None:
