@@ -1,9 +1,9 @@
 """Typed configuration: frozen sections that refuse what they do not know."""
 
 import re
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from serin.core.errors import ConfigError
 
@@ -49,6 +49,18 @@ class Section(BaseModel):
         if type(self).load(values) != self:
             raise ConfigError(f"{type(self).__name__} sets to null what is not null by default: give it a value.")
         return values
+
+
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"pattern {pattern!r} is no regular expression: {error}") from error
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(_compiles)]
+"""A setting that is a regular expression."""
 
 
 def describe(error: ValidationError, name: str) -> str:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from serin.core.config import Section
+from serin.core.config import Pattern, Section
 from serin.core.digests import digest_of
 from serin.core.errors import ConfigError, InputError
 
@@ -60,7 +60,7 @@ class InjectionRail(Section):
     """In what the user writes."""
     retrieval: PassageAction = "block"
     """In passages; block leaves the passage out."""
-    patterns: tuple[str, ...] = INJECTION_PATTERNS
+    patterns: tuple[Pattern, ...] = INJECTION_PATTERNS
     """Regular expressions, searched without regard to case."""
     classifier: bool = True
     """Whether the learned classifier judges too."""
@@ -71,16 +71,6 @@ class InjectionRail(Section):
     passage_classifier: PassageAction = "flag"
     """What happens to a passage that the classifier alone finds: by default it is only recorded, because 2 to 4% of
     clean passages are found too, and a shop's page that is left out is a question without an answer."""
-
-    @field_validator("patterns")
-    @classmethod
-    def _compiles(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
-        for pattern in patterns:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"pattern {pattern!r} is no regular expression: {error}") from error
-        return patterns
 
 
 class HarmRail(Section):

@@ -1,11 +1,10 @@
 """What a suite may be: one section for each kind, so that a setting of another kind is refused by name."""
 
-import re
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from serin.core.config import Section
+from serin.core.config import Pattern, Section
 
 BUILT_IN = "serin://"
 """Sources that ship with Serin: ``serin://attacks``."""
@@ -102,18 +101,8 @@ class AbstentionSuite(_Asked):
     """Whether unanswerable questions, and only those, are left unanswered."""
 
     kind: Literal["abstention"] = "abstention"
-    patterns: tuple[str, ...] = ()
+    patterns: tuple[Pattern, ...] = ()
     """Regular expressions, searched without regard to case, of further ways to abstain."""
-
-    @field_validator("patterns")
-    @classmethod
-    def _compile(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
-        for pattern in patterns:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"pattern {pattern!r} is no regular expression: {error}") from error
-        return patterns
 
 
 class AttacksSuite(_Suite):

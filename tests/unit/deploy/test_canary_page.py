@@ -3,13 +3,14 @@
 import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from html.parser import HTMLParser
 from itertools import pairwise
 from math import inf, log10
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from pages import DARK, LIGHT, Outline, seen_by_a_browser, stands_alone
 
 from serin.core.events import EndpointEvent
 from serin.core.journal import Entry
@@ -137,52 +138,9 @@ class Story:
         return self
 
 
-class Outline(HTMLParser):
-    """What a page is made of; refuses tags that do not close."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.headings: list[int] = []
-        self.ids: list[str] = []
-        self.links: list[str] = []
-        self.pictures = 0
-        self.titles: list[str] = []
-        self.text = ""
-        self.feed(text)
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = dict(attrs)
-        assert "src" not in values
-        if tag not in ("meta", "col", "br"):
-            self.open.append(tag)
-        if re.fullmatch("h[1-6]", tag):
-            self.headings.append(int(tag[1]))
-        self.ids += [str(values["id"])] if "id" in values else []
-        self.links += [str(values["href"])] if "href" in values else []
-        self.pictures += values.get("role") == "img"
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open[-2:] == ["svg", "title"]:
-            self.titles.append(data)
-        elif "style" not in self.open:
-            self.text += f"{data} "
-
-
 def check(page: str) -> Outline:
     """What is true of every page; returns what it is made of."""
-    outline = Outline(page)
-    assert outline.headings[0] == 1
-    assert all(after <= before + 1 for before, after in pairwise(outline.headings))
-    assert len(set(outline.ids)) == len(outline.ids)
-    assert {link[1:] for link in outline.links} <= set(outline.ids)
-    assert outline.pictures == len(outline.titles)
-    assert "<script" not in page
-    assert "http:" not in page
+    outline = stands_alone(page)
     assert not re.search(r"\b(nan|inf|None)\b", outline.text.replace("None of", ""))
     assert not re.search(r'="[^"]*(nan|inf)\b', page)
     assert len(page) < 300_000
@@ -434,3 +392,14 @@ def test_thinned_looks_keep_the_last_and_every_peak() -> None:
     assert kept[-1] == course[-1]
     assert course[137] in kept
     assert thinned(course[:50]) == course[:50]
+
+
+@pytest.mark.parametrize(("width", "theme"), [(1280, LIGHT), (500, DARK)])
+def test_everybody_can_read_the_page(rolled_back: Story, tmp_path: Path, width: int, theme: int) -> None:
+    page = tmp_path / "canary.html"
+    page.write_text(rolled_back.page, encoding="utf-8")
+    seen = seen_by_a_browser(page, width, theme)
+    assert seen["violations"] == []
+    assert seen["passed"] > 10
+    assert seen["width"][0] <= seen["width"][1]
+    assert seen["unseen"] == []
