@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -17,6 +18,8 @@ class JudgeFake:
         self.bias, self.failures, self.hangs = bias, list[int](), False
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str] = []
+        self.pause_s = 0.0
+        """Between the two packets of a reply."""
         self._closing, self._lock = threading.Event(), threading.Lock()
         fake = self
 
@@ -31,7 +34,10 @@ class JudgeFake:
                 self.send_response(status)
                 self.send_header("content-length", str(len(data)))
                 self.end_headers()
-                self.wfile.write(data)
+                for part in (data[:20], data[20:]):  # as a network may cut it
+                    self.wfile.write(part)
+                    self.wfile.flush()
+                    time.sleep(fake.pause_s)
 
             def log_message(self, *arguments: Any) -> None:
                 pass

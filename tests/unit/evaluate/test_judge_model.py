@@ -98,6 +98,13 @@ def test_a_judge_that_fails_for_a_moment_is_asked_again(tmp_path):
         assert len(fake.requests) == 5
 
 
+def test_a_reply_in_two_packets_is_read_to_its_end():
+    with JudgeFake() as fake:
+        fake.pause_s = 0.1
+        config = settings(fake, retries=0).gate.judge
+        assert asyncio.run(ask_all(config, matches(1), sleep=no_pause)) == ["A"]
+
+
 def test_a_judge_that_never_answers_holds_nothing_up_and_its_preference_is_missing(tmp_path):
     with JudgeFake() as fake:
         fake.hangs = True
