@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import aiohttp
 
+from serin.core.bodies import read_body
 from serin.core.errors import ConfigError
 from serin.evaluate.judge_config import JudgeConfig
 
@@ -117,7 +118,7 @@ async def _ask(session: aiohttp.ClientSession, config: JudgeConfig, match: Match
     }
     url = f"{config.url.rstrip('/')}/chat/completions"
     async with session.post(url, json=body, allow_redirects=False) as response:
-        content = await _read(response)
+        content = await read_body(response, MAX_RESPONSE_BYTES)
         if response.status in PASSING:
             raise _PassingError
         if response.status != 200:
@@ -125,16 +126,6 @@ async def _ask(session: aiohttp.ClientSession, config: JudgeConfig, match: Match
     if (verdict := verdict_in(content)) is None:
         raise _PassingError
     return verdict
-
-
-async def _read(response: aiohttp.ClientResponse) -> bytes:
-    """A reply, whole, or as much of it as is allowed; a single read would end with what has arrived by then."""
-    parts, size = list[bytes](), 0
-    async for part in response.content.iter_any():
-        parts.append(part)
-        if (size := size + len(part)) >= MAX_RESPONSE_BYTES:
-            break
-    return b"".join(parts)[:MAX_RESPONSE_BYTES]
 
 
 def _messages(prompt: str, match: Match) -> list[dict[str, str]]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import aiohttp
 
+from serin.core.bodies import read_body
 from serin.core.policy import GuardrailPolicy, JudgeRail
 from serin.serve.guardrails import Verdict
 
@@ -85,7 +86,7 @@ async def _ask(
     headers = {"authorization": f"Bearer {key}"} if key else {}
     url = f"{rail.url.rstrip('/')}/chat/completions"
     async with session.post(url, json=body, headers=headers, allow_redirects=False) as response:
-        content = await response.content.read(MAX_RESPONSE_BYTES)
+        content = await read_body(response, MAX_RESPONSE_BYTES)
         if response.status != 200:
             raise JudgeError(f"status {response.status}")
     return _verdict_in(content, [_FIELD[check] for check in rail.checks])

@@ -8,6 +8,7 @@ from typing import Any
 
 import aiohttp
 
+from serin.core.bodies import read_body
 from serin.serve.backends.wire import DONE, Answer, Events, body_of, refusal
 from serin.serve.engine_client import EngineError, EnginePiece, EngineRequest
 
@@ -128,7 +129,7 @@ class Upstream:
                 if response.status == 200:
                     return response
                 async with response:
-                    data = await response.content.read(MAX_BODY_BYTES)
+                    data = await read_body(response, MAX_BODY_BYTES)
         except (aiohttp.ClientError, OSError) as error:
             if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
                 raise _silent() from error
