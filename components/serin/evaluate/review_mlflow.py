@@ -35,7 +35,7 @@ def queue_review(review: Review, tracking_uri: str, endpoint: str, reviewers: Se
         ConfigError: MLflow cannot be used for it.
     """
     from mlflow.exceptions import MlflowException
-    from mlflow.genai.review_queues import add_items_to_review_queue, create_review_queue
+    from mlflow.genai.review_queues import add_items_to_review_queue, create_review_queue, get_review_queue
 
     name = f"review {review.id[:12]}"
     with _mlflow(tracking_uri, endpoint) as experiment_id:
@@ -52,7 +52,7 @@ def queue_review(review: Review, tracking_uri: str, endpoint: str, reviewers: Se
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            return name
+            queue = get_review_queue(name=name, experiment_id=experiment_id)  # it may have been left without its items
         add_items_to_review_queue(queue.queue_id, item_ids=traces)
     return name
 

@@ -182,7 +182,11 @@ def test_a_file_that_is_no_file_of_verdicts_is_named(tmp_path):
 def test_verdicts_given_in_an_mlflow_review_queue_count_like_those_of_the_page(world, evaluation, tmp_path):
     import mlflow
     from mlflow.entities import AssessmentSource
-    from mlflow.genai.review_queues import get_review_queue, list_review_queue_items
+    from mlflow.genai.review_queues import (
+        get_review_queue,
+        list_review_queue_items,
+        remove_items_from_review_queue,
+    )
 
     from serin.evaluate.review_mlflow import QUESTION
 
@@ -191,7 +195,12 @@ def test_verdicts_given_in_an_mlflow_review_queue_count_like_those_of_the_page(w
     asked = ["evaluate", "review", "--release", world.candidate.id, "--output", str(tmp_path / "r.html"),
              "--number", "3", "--queue", "--reviewer", "ada"]  # fmt: skip
     made = json.loads(CliRunner().invoke(app, [*asked, *where]).stdout)
-    assert json.loads(CliRunner().invoke(app, [*asked, *where]).stdout) == made  # a second time changes nothing
+    mlflow.set_tracking_uri(uri)
+    queue = get_review_queue(name=made["queue"], experiment_id=mlflow.get_experiment_by_name("assistant").experiment_id)
+    items = [item.item_id for item in list_review_queue_items(queue.queue_id)]
+    remove_items_from_review_queue(queue.queue_id, item_ids=items[1:])  # as a command that was killed leaves it
+    mlflow.set_tracking_uri(None)
+    assert json.loads(CliRunner().invoke(app, [*asked, *where]).stdout) == made
     nobody = CliRunner().invoke(app, ["evaluate", "verdicts", "--queued", made["review"], *where])
     assert "Nobody has judged" in str(nobody.exception)
 
