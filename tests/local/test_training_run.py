@@ -17,16 +17,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def processes_of(home: Path) -> list[str]:
-    """Command lines of living processes whose environment names this home: stages, Ray, gateways, engines.
-
-    Ray's two agents are left out: they notice after up to a minute, or are ended by the next session.
-    """
+    """Command lines of living processes whose environment names this home: stages, Ray, gateways, engines."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
             if f"SERIN_HOME={home}".encode() in (folder / "environ").read_bytes().split(b"\0"):
-                found += [line] if line and not line.endswith("Agent") else []
+                found += [line] if line else []
         except OSError:
             continue
     return found

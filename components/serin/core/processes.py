@@ -41,16 +41,22 @@ def die_with(pid: int) -> None:
 
 
 def _follow(pid: int) -> None:
+    wait_for_end(pid)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait_for_end(pid: int) -> None:
+    """Return once a process, not necessarily a child of this one, has ended; at once if there is none."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
-        os.kill(os.getpid(), signal.SIGKILL)
+        return
     except (AttributeError, OSError):  # no pidfd on this system
         while alive(pid):
             time.sleep(FOLLOW_INTERVAL_S)
     else:
         select.select([descriptor], [], [])
-    os.kill(os.getpid(), signal.SIGKILL)
+        os.close(descriptor)
 
 
 def alive(pid: int) -> bool:

@@ -1,24 +1,25 @@
-"""The folder of a Ray session: short, private, and cleaned up after a run that was killed.
+"""The folder of a Ray session: short, private, and cleaned up after a run that was killed, its processes too.
 
-When its driver is killed, a local Ray's main processes die with it, but its two agents can stay behind.  So each
-session notes its processes, and the next one ends those whose driver is gone.
+A guard beside the driver does that at once (``ray_guard``); were both killed, the next session does it.
 """
 
 import fcntl
-import json
 import logging
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-import psutil
+from serin.finetune.ray_guard import end_session
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "serin-ray-"
-LOCK, PROCESSES = "lock", "processes.json"
+LOCK = "lock"
 LONGEST_PARENT = 30  # Ray puts sockets below it, whose paths Linux limits to 107 characters
 
 
@@ -38,15 +39,24 @@ class RayFolder:
         new = Path(tempfile.mkdtemp(prefix="serin-new-", dir=parent))
         self._lock: IO[str] = (new / LOCK).open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX)  # freed by the kernel when this process is killed
+        self._guard: subprocess.Popen[bytes] | None = None
         self.path = new.rename(parent / new.name.replace("serin-new-", PREFIX))  # locked before others look for it
 
-    def note_processes(self) -> None:
-        """Write down the processes that this one has started so far."""
-        found = [[child.pid, child.create_time()] for child in psutil.Process().children(recursive=True)]
-        (self.path / PROCESSES).write_text(json.dumps(found), encoding="utf-8")
+    def guard(self) -> None:
+        """From here on nothing of this session's Ray outlives this process."""
+        command = [sys.executable, "-m", "serin.finetune.ray_guard", str(os.getpid()), str(self.path)]
+        self._guard = subprocess.Popen(  # noqa: S603 (our own module)
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,  # a Ctrl-C is the driver's to handle
+        )
 
     def close(self) -> None:
         """Remove the folder."""
+        if self._guard:
+            self._guard.kill()
+            self._guard.wait()
         shutil.rmtree(self.path, ignore_errors=True)
         self._lock.close()
 
@@ -56,14 +66,4 @@ def _remove_leftovers(parent: Path) -> None:
         with suppress(OSError), (folder / LOCK).open("r+") as lock:  # another user's, one in use, or just removed
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             logger.info("Cleaning up after a Ray session whose driver is gone (%s).", folder.name)
-            _end_processes(folder)
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _end_processes(folder: Path) -> None:
-    with suppress(OSError, ValueError):
-        for pid, created in json.loads((folder / PROCESSES).read_text(encoding="utf-8")):
-            with suppress(psutil.Error):
-                process = psutil.Process(pid)
-                if process.create_time() == created:  # else the number was given to another process meanwhile
-                    process.kill()
+            end_session(folder)

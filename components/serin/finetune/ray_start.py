@@ -11,6 +11,7 @@ import psutil
 
 from serin.core.errors import ConfigError, UnavailableError
 from serin.core.telemetry import silence_dependencies
+from serin.finetune.ray_guard import FOLDER_VARIABLE, LOGS
 
 LOCAL = "local"
 OBJECT_STORE_BYTES = 100 * 2**20
@@ -61,14 +62,14 @@ def start_local_ray(folder: Path, num_cpus: int) -> None:
     import ray
 
     _prepare()
-    with _environment(LOCAL_ENVIRONMENT):
+    with _environment({**LOCAL_ENVIRONMENT, FOLDER_VARIABLE: str(folder)}):
         ray.init(
             address=LOCAL,
             num_cpus=num_cpus,
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
             _node_ip_address="127.0.0.1",
-            _temp_dir=str(folder / "ray"),
+            _temp_dir=str(folder / LOGS),
             **_OPTIONS,
         )
     _end_idle_processes(folder)

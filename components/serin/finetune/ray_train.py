@@ -184,11 +184,11 @@ class RaySession:
         """Start Ray, run the workers until they are told to stop, end Ray."""
         try:
             if self.fleet.ray_address == LOCAL:
+                folder.guard()
                 start_local_ray(folder.path, self.fleet.num_workers * self.fleet.cpus_per_worker)
             else:
                 join_ray(self.fleet.ray_address, is_elastic=self.fleet.is_elastic)
                 require_shared(folder.path)
-            folder.note_processes()
             if not (folder.path / STOP).exists():
                 self._trainer(folder.path).fit()
         except BaseException as error:

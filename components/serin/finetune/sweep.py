@@ -437,8 +437,8 @@ def _local_ray(folder: RayFolder, num_cpus: int) -> Iterator[None]:
 
     require_no_ray()
     try:
+        folder.guard()
         start_local_ray(folder.path, num_cpus)
-        folder.note_processes()
         yield
     except (RuntimeError, ConnectionError, TimeoutError) as error:
         raise UnavailableError(

@@ -73,23 +73,43 @@ def test_a_ray_that_cannot_start_is_one_sentence(inputs: Inputs, monkeypatch: py
     assert "set finetune.num_workers to 0 to train without Ray." in log
 
 
-def test_what_a_dead_driver_left_behind_is_ended_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+DRIVER = """
+import os, subprocess, sys
+from serin.finetune.ray_folder import RayFolder
+folder = RayFolder()
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"],
+                         env={**os.environ, "SERIN_RAY_FOLDER": str(folder.path)}, start_new_session=True)
+if sys.argv[1] == "guarded":
+    folder.guard()
+print(folder.path, child.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("how", ["guarded", "unguarded"])
+def test_what_a_killed_driver_left_behind_is_ended_and_removed(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", tempfile.mkdtemp(prefix="t", dir="/tmp"))
-    script = (
-        "import subprocess, sys; from serin.finetune.ray_folder import RayFolder; "
-        "folder = RayFolder(); child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(100)']); "
-        "folder.note_processes(); print(folder.path, child.pid, flush=True); sys.stdin.read()"
-    )
     environment = {**os.environ, "TMPDIR": tempfile.gettempdir()}
-    command = [sys.executable, "-c", script]
+    command = [sys.executable, "-c", DRIVER, how]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as driver:
         assert driver.stdout is not None
         path, pid = driver.stdout.readline().split()
-        orphan = psutil.Process(int(pid))
+        left = [psutil.Process(int(pid)), *psutil.Process(driver.pid).children()]
         RayFolder().close()
         assert Path(path).is_dir(), "the folder of a driver that lives is left alone"
+        assert all(process.is_running() for process in left)
         driver.kill()
-    RayFolder().close()
+    if how == "unguarded":  # or the guard was killed too: the next session finds it
+        RayFolder().close()
+    assert not psutil.wait_procs(left, timeout=20)[1]
     assert not Path(path).exists()
-    assert not psutil.wait_procs([orphan], timeout=10)[1]
     Path(tempfile.gettempdir()).rmdir()
+
+
+def test_a_guard_ends_with_its_session() -> None:
+    folder = RayFolder()
+    folder.guard()
+    guards = psutil.Process().children()
+    folder.close()
+    assert guards
+    assert not any(guard.is_running() for guard in guards)

@@ -107,7 +107,6 @@ def _two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as cluster:
         assert cluster.stdout is not None
         address = cluster.stdout.readline().strip()
-        folder.note_processes()
         family = psutil.Process(cluster.pid).children(recursive=True)
         try:
             yield Nodes(address, family)
