@@ -63,7 +63,9 @@ def load_bare(model_dir: Path, num_threads: int | None) -> Bare | None:
     if not tokenizer.chat_template:
         raise InputError(f"The tokenizer in {model_dir} has no chat template: add chat_template.jinja to it.")
     context = int(config.get("max_position_embeddings") or UNLIMITED)
-    return Bare(LlamaForward(weights), tokenizer, context, generation.get("eos_token_id", config.get("eos_token_id")))
+    forward = LlamaForward(weights)
+    forward.pack()
+    return Bare(forward, tokenizer, context, generation.get("eos_token_id", config.get("eos_token_id")))
 
 
 def _json(file: Path) -> dict[str, Any]:

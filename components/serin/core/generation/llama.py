@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from serin.core.generation.packed import PackedWeights
 from serin.core.generation.slots import BLOCK, CacheShape, SlotCache
 
 if TYPE_CHECKING:
@@ -119,6 +120,12 @@ class LlamaForward:
         options: Any = {"dtype": self.dtype, "device": self.device}
         self._epsilon = torch.full((1, 1), weights.epsilon, **options)
         self._inverse_hidden = 1.0 / hidden
+        self._packed = PackedWeights()
+
+    def pack(self) -> None:
+        """Lay the weights out for few rows too, where that is faster and takes little memory."""
+        layers = [weight for layer in self.layers for weight in (layer.qkv, layer.out, layer.gate_up, layer.down)]
+        self._packed = PackedWeights([*layers, self._head])
 
     @classmethod
     def of(cls, model: "PreTrainedModel") -> "LlamaForward | None":
@@ -242,11 +249,12 @@ class LlamaForward:
         """
         import torch
 
+        packed = self._packed
         cos, sin = rotary[:, 0, None], rotary[:, 1, None]  # (tokens, 1, width)
         rotated, half = self.num_heads + self.num_kv_heads, self.width // 2
         for number, layer in enumerate(self.layers):
             h = self._normed(x, layer.norm)
-            qkv = h @ layer.qkv if layer.qkv_bias is None else torch.addmm(layer.qkv_bias, h, layer.qkv)
+            qkv = packed.product(h, layer.qkv, layer.qkv_bias)
             _adapt(qkv, h, groups, number, "qkv")
             heads = qkv.view(len(x), -1, self.width)
             qk = heads[:, :rotated]
@@ -254,19 +262,19 @@ class LlamaForward:
                 qk.copy_(self._normed_heads(qk, layer.head_norm))
             torch.addcmul(qk * cos, qk.roll(half, -1), sin, out=qk)  # the sine's first half is negated
             attended = attend(number, heads)
-            x = torch.addmm(x, attended, layer.out)
+            x = packed.added(x, attended, layer.out)
             _adapt(x, attended, groups, number, "out")
             h = self._normed(x, layer.mlp_norm)
-            gate_up = h @ layer.gate_up
+            gate_up = packed.product(h, layer.gate_up)
             _adapt(gate_up, h, groups, number, "gate_up")
             gate, up = gate_up.chunk(2, -1)
             h = self._activation(gate).mul_(up)
-            x = torch.addmm(x, h, layer.down)
+            x = packed.added(x, h, layer.down)
             _adapt(x, h, groups, number, "down")
         return x
 
     def _logits(self, x: "torch.Tensor") -> "torch.Tensor":
-        return (self._normed(x, self._norm) @ self._head).float()
+        return self._packed.product(self._normed(x, self._norm), self._head).float()
 
     def _normed(self, x: "torch.Tensor", weight: "torch.Tensor") -> "torch.Tensor":
         """Root-mean-square norm, from the vector's length, which takes half the operators."""
