@@ -20,7 +20,7 @@ from serin.serve.api_outcome import CLIENT_GONE, failure_of, headers_of
 from serin.serve.attempt import Arrival, Attempt
 from serin.serve.choices import Choice, Part
 from serin.serve.errors import RequestError
-from serin.serve.hosting import unless_disconnected
+from serin.serve.hosting import Departure
 from serin.serve.protocol import (
     DONE,
     ChatRequest,
@@ -35,6 +35,7 @@ from serin.serve.protocol import (
 if TYPE_CHECKING:
     from serin.serve.gateway import Gateway
 
+STREAM = "text/event-stream; charset=utf-8"
 MAX_AHEAD = 64
 """Parts that a prompt's answer may be ahead of the client, where several are streamed together."""
 
@@ -80,12 +81,18 @@ async def _answer(
     with ExitStack() as stack:
         stack.enter_context(rollout.lease())
         counted = stack.enter_context(gateway.admitted(key_id))
-        attempts = await unless_disconnected(request, gateway.begin(arrivals, rollout, _start if streamed else _finish))
-        if attempts is None:
-            return Response(status_code=CLIENT_GONE)
+        departure = Departure(request.receive)
+        stack.callback(departure.close)
+        try:
+            attempts = await gateway.begin(arrivals, rollout, _start if streamed else _finish)
+        except asyncio.CancelledError:
+            if departure.ended_task():
+                return Response(status_code=CLIENT_GONE)
+            raise
         counted += attempts
         if streamed:
-            return _Streamed(gateway, attempts, stack.pop_all())
+            return _Streamed(gateway, attempts, departure, stack.pop_all())
+        departure.close()
         for attempt in attempts:
             gateway.record(attempt, 200)
             await attempt.close()
@@ -182,24 +189,20 @@ def _usage(attempts: Sequence[Attempt]) -> dict[str, int]:
 class _Streamed(Response):
     """A streamed answer that is recorded and let go however it ends: complete, broken off, or unwanted."""
 
-    def __init__(self, gateway: "Gateway", attempts: Sequence[Attempt], held: ExitStack) -> None:
-        headers = {**headers_of(attempts[0]), "cache-control": "no-cache"}
-        super().__init__(headers=headers, media_type="text/event-stream")
-        del self.headers["content-length"]
-        self._gateway, self._attempts, self._held = gateway, attempts, held
+    def __init__(self, gateway: "Gateway", attempts: Sequence[Attempt], departure: Departure, held: ExitStack) -> None:
+        headers = {**headers_of(attempts[0]), "cache-control": "no-cache", "content-type": STREAM}
+        self._head = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+        self._gateway, self._attempts, self._departure, self._held = gateway, attempts, departure, held
         self._outcome = (CLIENT_GONE, "The client went away.")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sending = asyncio.ensure_future(self._send(send))
-        leaving = asyncio.ensure_future(_gone(receive))
         try:
-            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if sending.done():
-                sending.result()
+            await self._send(send)
+        except asyncio.CancelledError:
+            if not self._departure.ended_task():
+                raise
         finally:
-            for task in (sending, leaving):
-                task.cancel()
-            await asyncio.gather(sending, leaving, return_exceptions=True)
+            self._departure.close()
             for attempt in self._attempts:
                 self._gateway.record(attempt, *self._outcome)
             self._held.close()
@@ -207,7 +210,7 @@ class _Streamed(Response):
                 await attempt.close()
 
     async def _send(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.start", "status": 200, "headers": self._head})
         last = b""  # goes out with the end of the response: one write less
         async with aclosing(self._events()) as events:
             async for data, is_last in events:
@@ -215,6 +218,7 @@ class _Streamed(Response):
                     last = data
                 else:
                     await send({"type": "http.response.body", "body": data, "more_body": True})
+        self._departure.close()
         await send({"type": "http.response.body", "body": last, "more_body": False})
 
     async def _events(self) -> AsyncGenerator[tuple[bytes, bool], None]:
@@ -292,9 +296,3 @@ async def _feed(attempt: Attempt, queue: "asyncio.Queue[tuple[Attempt, Part | Ba
         await queue.put((attempt, None))
     except Exception as error:
         await queue.put((attempt, error))
-
-
-async def _gone(receive: Receive) -> None:
-    """Ends when the client does."""
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serin.serve import api_chat, api_other
 from serin.serve import api_models as shapes
 from serin.serve.api_schema import Operation, document
+from serin.serve.errors import RequestError
 from serin.serve.protocol import json_response
 from serin.serve.requests import ChatBody, CompletionBody, EmbeddingBody, FeedbackBody, ModerationBody
 from serin.serve.rollouts import RolloutRequest
@@ -104,6 +106,30 @@ def routes_of(gateway: "Gateway") -> list[Route]:
         paths.setdefault(operation.path, {})[operation.method] = handler
     routes = [_route(gateway, path, handlers) for path, handlers in paths.items()]
     return [*routes, _route(gateway, "/openapi.json", {"GET": _describe})]
+
+
+class Shortcut:
+    """ASGI middleware: takes the requests that are most of the traffic past the framework's routing, to their handlers.
+
+    Args:
+        app: takes all others.
+        gateway: what the handlers work with.
+    """
+
+    def __init__(self, app: ASGIApp, gateway: "Gateway") -> None:
+        self._app, self._gateway = app, gateway
+        self._handlers = {operation.path: handler for handler, operation in OPERATIONS if operation.streams}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        handler = self._handlers.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if handler is None:
+            await self._app(scope, receive, send)
+            return
+        try:
+            response = await handler(self._gateway, Request(scope, receive, send))
+        except RequestError as refusal:
+            response = refusal.response()
+        await response(scope, receive, send)
 
 
 def _route(gateway: "Gateway", path: str, handlers: dict[str, Handler]) -> Route:

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -404,13 +403,12 @@ class Attempt:
         self.rails_ms += rails_ms
         self._stages.append(StageTiming("rails.output", now - int(rails_ms * 1e6), now, self._rail_times()))
 
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        began = time.time_ns()
-        try:
-            yield
-        finally:
-            self._stages.append(StageTiming(name, began, time.time_ns(), self._rail_times()))
+    def _timed(self, name: str) -> "_Stage":
+        return _Stage(self, name)
+
+    def timed(self, name: str, began: int) -> None:
+        """A stage that began then is over."""
+        self._stages.append(StageTiming(name, began, time.time_ns(), self._rail_times()))
 
     def _rail_times(self) -> dict[str, str | int | float | bool | tuple[str, ...]]:
         """What each rail took since the last call, as attributes of a stage."""
@@ -433,6 +431,19 @@ class Attempt:
 
     def _elapsed_ms(self) -> float:
         return (time.perf_counter() - self.arrival.started) * 1000
+
+
+class _Stage:
+    """Notes what a stage took, however it ends; a generator as context manager would cost more than some stages."""
+
+    def __init__(self, attempt: Attempt, name: str) -> None:
+        self._attempt, self._name = attempt, name
+
+    def __enter__(self) -> None:
+        self._began = time.time_ns()
+
+    def __exit__(self, *_: object) -> None:
+        self._attempt.timed(self._name, self._began)
 
 
 def _finish_reason(choices: Sequence[Choice]) -> str:

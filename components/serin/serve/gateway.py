@@ -18,7 +18,7 @@ from serin.serve.access import Access
 from serin.serve.admission import Admission
 from serin.serve.api_edge import Edge, answer_http_error, answer_refusal
 from serin.serve.api_outcome import RETRY_AFTER_S, failure_of, headers_of
-from serin.serve.api_routes import routes_of
+from serin.serve.api_routes import Shortcut, routes_of
 from serin.serve.attempt import Arrival, Attempt, BlockedInputError
 from serin.serve.errors import RequestError
 from serin.serve.metrics import Metrics
@@ -52,7 +52,7 @@ class Gateway:
         """The HTTP application."""
         return Starlette(
             routes=routes_of(self),
-            middleware=[Middleware(Edge)],
+            middleware=[Middleware(Edge), Middleware(Shortcut, gateway=self)],
             exception_handlers={RequestError: answer_refusal, HTTPException: answer_http_error},
         )
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import uvicorn
 from starlette.requests import Request
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive
 
 from serin.core.errors import SerinError, ServingError
 
@@ -108,6 +108,36 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) ->
         if not task.done():
             task.cancel()
             await asyncio.wait({task})
+
+
+class Departure:
+    """Cancels the task that makes it when the client goes away, without another task or a poll in the answer's way.
+
+    Whoever catches the cancellation asks ``ended_task``; ``close`` ends the watch, and no cancellation comes after it.
+
+    Args:
+        receive: the request's, whose body has been read.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task, self._cancelling, self._gone = task, task.cancelling(), False
+        self._watching = asyncio.create_task(self._watch(receive))
+
+    def ended_task(self) -> bool:
+        """Whether the task was cancelled because the client is gone, and for no other reason; to be asked once."""
+        return self._gone and self._task.uncancel() <= self._cancelling
+
+    def close(self) -> None:
+        """The client may go."""
+        self._watching.cancel()
+
+    async def _watch(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._gone = True
+        self._task.cancel()
 
 
 def run_on_loop(work: Coroutine[Any, Any, None]) -> None:

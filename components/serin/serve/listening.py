@@ -14,7 +14,7 @@ import sys
 import termios
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import Field, model_validator
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -30,6 +30,10 @@ logger = logging.getLogger(__name__)
 
 STALL_LOOK_S = 1.0
 """Shortest time between two looks at a client that does not read."""
+BEGINNING_WRITES = 3
+"""Of a streamed answer: its head, its opening, its first piece."""
+MAX_HELD_BYTES = 64 << 10
+"""More is sent at once, so that a client that does not read is noticed."""
 LINGER_S, LINGER_BYTES = 2.0, 8 << 20
 """How long, and how much, a refused client may go on sending before it is cut off."""
 _REASONS = {
@@ -135,6 +139,54 @@ else:
     _Base = object
 
 
+class _Gathered:
+    """A transport on which writes that follow each other in one turn of the loop go out as one.
+
+    Every write is a system call that wakes the client.  An answer's beginning (its head, its opening, its first piece)
+    waits for no turn's end.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._held: list[bytes] = []
+        self._held_bytes = self._left = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def begin(self) -> None:
+        """An answer is about to begin."""
+        self._left = BEGINNING_WRITES
+
+    def write(self, data: bytes) -> None:
+        """Send, now or soon."""
+        if not self._held:
+            self._loop.call_soon(self.flush)
+        self._held.append(data)
+        self._held_bytes += len(data)
+        self._left -= 1
+        if self._left == 0 or self._held_bytes > MAX_HELD_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what is held."""
+        if self._held:
+            data = self._held[0] if len(self._held) == 1 else b"".join(self._held)
+            self._held.clear()
+            self._held_bytes = 0
+            self._transport.write(data)
+
+    def write_eof(self) -> None:
+        """Send what is held, and nothing after it."""
+        self.flush()
+        self._transport.write_eof()
+
+    def close(self) -> None:
+        """Send what is held, and hang up."""
+        self.flush()
+        self._transport.close()
+
+
 class _Limits(_Base):
     """The limits, as a layer over ``HttpToolsProtocol``."""
 
@@ -146,9 +198,11 @@ class _Limits(_Base):
     _in_head = True
     _refused = False
     _discarded = 0
+    _gathered: _Gathered
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        self._gathered = _Gathered(transport, self.loop)
+        super().connection_made(cast(asyncio.Transport, self._gathered))
         self._expect_within(self.limits.header_timeout_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -189,6 +243,7 @@ class _Limits(_Base):
         if length.isdigit() and int(length) > self.limits.max_body_bytes:
             self._refuse(413, self.limits.max_body_bytes)
             return
+        self._gathered.begin()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -210,6 +265,7 @@ class _Limits(_Base):
         self._watch_reader(None)
 
     def on_response_complete(self) -> None:
+        self._gathered.flush()
         super().on_response_complete()
         if self._stall is None and self.transport.get_write_buffer_size():
             self._watch_reader(self.limits.stall_timeout_s)

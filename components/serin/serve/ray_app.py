@@ -25,7 +25,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 from pydantic import Field
 from ray import serve
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -36,6 +35,7 @@ from serin.core.errors import ConfigError, ServingError
 from serin.core.journal import Journal
 from serin.core.telemetry import silence_dependencies
 from serin.serve.access import Access, require_safe_host
+from serin.serve.backends.connections import Connections
 from serin.serve.errors import RequestError
 from serin.serve.gateway import Gateway
 from serin.serve.listening import PreparedAccess
@@ -152,9 +152,9 @@ class Replica:
         access = Access.from_environment(settings.operations.access)
         require_safe_host(config.host, access)
         store = ArtifactStore(store_uri)
-        session = await self._stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
+        connections = await self._stack.enter_async_context(Connections())
         folder = home() / "serve" / endpoint / f"replica-{os.getpid()}"
-        loader = Loader(store, session, settings.engine, folder, settings.silence_s)
+        loader = Loader(store, connections, settings.engine, folder, settings.silence_s)
         self._stack.callback(loader.close)
         self._rollouts = rollouts = Rollouts(loader)
         operations = _Operations(store, endpoint, access, settings, rollouts)

@@ -5,6 +5,7 @@ A field that we know neither how to apply nor how to leave out without effect is
 
 import difflib
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
@@ -286,17 +287,23 @@ def parsed(model: type[B], body: dict[str, Any]) -> B:
     Raises:
         RequestError: 400, naming the first field that is unknown, unsupported or wrong.
     """
-    known = {info.alias or name for name, info in model.model_fields.items()}
-    for name, value in body.items():
-        if name not in known:
-            _refuse_unknown(name, value, known)
+    known = _names_of(model)
+    if unknown := body.keys() - known:
+        for name in [name for name in body if name in unknown]:
+            _refuse_unknown(name, body[name], known)
+        body = {name: value for name, value in body.items() if name in known}
     try:
-        return model.model_validate({name: value for name, value in body.items() if name in known})
+        return model.model_validate(body)
     except ValidationError as error:
         raise _refusal(error, body) from error
 
 
-def _refuse_unknown(name: str, value: Any, known: set[str], where: str = "") -> None:
+@cache
+def _names_of(model: type[Body]) -> frozenset[str]:
+    return frozenset(info.alias or name for name, info in model.model_fields.items())
+
+
+def _refuse_unknown(name: str, value: Any, known: frozenset[str], where: str = "") -> None:
     if name in UNSUPPORTED:
         if value is None:
             return

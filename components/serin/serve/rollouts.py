@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import secrets
-import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,7 +64,7 @@ class Rollout:
 
     def new_session(self) -> str:
         """An id for a session that comes without one."""
-        return self.ids.new() if self.ids is not None else uuid.uuid4().hex
+        return self.ids.new() if self.ids is not None else secrets.token_hex(16)
 
     def shadow_for(self, session_id: str, answer_id: str) -> Runtime | None:
         """The candidate, where it is to answer too what the champion answered; None: no shadow for this one."""

@@ -11,8 +11,6 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import aiohttp
-
 from serin.core.artifacts import Artifact, ArtifactStore
 from serin.core.errors import ConfigError, SerinError
 from serin.core.policy import GuardrailPolicy
@@ -20,6 +18,7 @@ from serin.core.query import Query
 from serin.core.release import Release, load_release, model_folder, open_part
 from serin.core.serving import ServingConfig, fitting, search
 from serin.serve.backends.config import BackendConfig, Backends
+from serin.serve.backends.connections import Connections
 from serin.serve.backends.embedded import EmbeddedBackend, EngineHost
 from serin.serve.backends.pool import Pool
 from serin.serve.engine_client import Backend, EnginePiece, EngineRequest
@@ -96,7 +95,7 @@ class Loader:
 
     Args:
         store: where releases and their parts are.
-        session: HTTP session for the backends.
+        connections: to the backends.
         settings: how engines of our own are started.
         run_dir: where engines keep their logs.
         silence_s: longest wait for the next token of an engine of our own.
@@ -110,14 +109,14 @@ class Loader:
     def __init__(
         self,
         store: ArtifactStore,
-        session: aiohttp.ClientSession,
+        connections: Connections,
         settings: EngineSettings,
         run_dir: Path,
         silence_s: float,
         backends: Backends | None = None,
         share_base: bool | None = None,
     ) -> None:
-        self._store, self._session, self._settings = store, session, settings
+        self._store, self._connections, self._settings = store, connections, settings
         self._run_dir, self._silence_s = run_dir, silence_s
         self._backends = backends or Backends.from_environment()
         self._share_base = os.environ.get(SHARE_VARIABLE) == "1" if share_base is None else share_base
@@ -198,7 +197,7 @@ class Loader:
                     f"The backend at {pool.url} serves {model!r} for a release with another model: let 'model' in "
                     "SERIN_BACKENDS name the release ('{short}'), or give each release an entry of its own."
                 )
-        pool = await Pool.open(self._session, config, model)
+        pool = await Pool.open(self._connections, config, model)
         self._pools.append((pool, digest))
         return pool
 
@@ -206,7 +205,7 @@ class Loader:
         """The engine of a base that others may use too, or a new one."""
         if base and base in self._hosts and self._hosts[base].wanted:
             return self._hosts[base]
-        host = EngineHost(self._session, folder, name, self._settings, self._run_dir, self._silence_s)
+        host = EngineHost(self._connections, folder, name, self._settings, self._run_dir, self._silence_s)
         if base:
             self._hosts[base] = host
         return host

@@ -10,7 +10,6 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 from openai_fake import (
     ANSWER,
@@ -28,6 +27,7 @@ from openai_fake import (
 
 from serin.core.errors import ConfigError, ServingError
 from serin.serve.backends.config import BackendConfig
+from serin.serve.backends.connections import Connections
 from serin.serve.backends.pool import Pool
 from serin.serve.engine_client import EngineError, EnginePiece, EngineRequest
 
@@ -43,8 +43,8 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 async def pool_of(*fakes: FakeOpenAI, **settings: Any) -> AsyncIterator[Pool]:
     defaults = {"backoff_s": 0.01, "connect_s": 1, "first_token_s": 5, "silence_s": 5, "health_s": 60, "ready_s": 20}
     config = BackendConfig.load({"urls": [fake.url for fake in fakes], "model": "m", **defaults, **settings})
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        pool = await Pool.open(session, config, "m")
+    async with Connections() as connections:
+        pool = await Pool.open(connections, config, "m")
         try:
             yield pool
         finally:

@@ -1,5 +1,6 @@
 """What a client may not do to the gateway's connections, over real sockets."""
 
+import asyncio
 import datetime
 import json
 import socket
@@ -7,7 +8,7 @@ import ssl
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from serin.core.errors import ConfigError
@@ -39,9 +40,21 @@ async def big(_: Request) -> Response:
     return Response(BIG)
 
 
+async def piecewise(_: Request) -> Response:
+    async def pieces() -> AsyncIterator[bytes]:
+        for number in range(6):
+            yield b"%d" % number
+            if number in (1, 3):
+                await asyncio.sleep(0.05)
+
+    return StreamingResponse(pieces())
+
+
 @contextmanager
 def serving(limits: ConnectionLimits = QUICK, tls: TlsConfig | None = None) -> Iterator[int]:
-    app = Starlette(routes=[Route("/echo", echo, methods=["POST", "GET"]), Route("/big", big)])
+    app = Starlette(
+        routes=[Route("/echo", echo, methods=["POST", "GET"]), Route("/big", big), Route("/pieces", piecewise)]
+    )
     options = server_options(limits, tls or TlsConfig())
     listener = bound_socket("127.0.0.1", 0)
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", **options)
@@ -236,3 +249,29 @@ def test_files_that_do_not_belong_together_are_refused_before_listening(tmp_path
             server_options(QUICK, tls)
     with pytest.raises(ConfigError, match="key_file"):
         TlsConfig.load({"cert_file": one.cert_file})
+
+
+def test_what_is_written_at_once_goes_out_at_once_and_nothing_waits_for_what_comes_later() -> None:
+    with serving() as port, socket.create_connection(("127.0.0.1", port)) as client:
+        for _ in range(2):
+            client.sendall(b"GET /pieces HTTP/1.1\r\nhost: x\r\n\r\n")
+            reads = [client.recv(65536)]
+            while not reads[-1].endswith(b"0\r\n\r\n"):
+                reads.append(client.recv(65536))
+            head, _, beginning = reads[0].partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 OK")
+            chunks = [b"1\r\n%d\r\n" % number for number in range(6)]
+            assert beginning == chunks[0] + chunks[1]
+            assert reads[1] == chunks[2] + chunks[3]
+            assert b"".join(reads[2:]) == chunks[4] + chunks[5] + b"0\r\n\r\n"
+
+
+def test_heads_without_a_body_and_interim_answers_are_not_held_back() -> None:
+    with serving() as port, socket.create_connection(("127.0.0.1", port)) as client:
+        client.settimeout(5)
+        client.sendall(b"HEAD /pieces HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert client.recv(65536).endswith(b"GMT\r\n\r\n")
+        client.sendall(b"POST /echo HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n")
+        assert client.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.sendall(b"{}")
+        assert client.recv(65536).startswith(b"HTTP/1.1 200")

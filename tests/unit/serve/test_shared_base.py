@@ -8,13 +8,13 @@ import time
 from contextlib import aclosing
 from pathlib import Path
 
-import aiohttp
 import pytest
 from worlds import World, context_of
 
 from serin.core.artifacts import Artifact, Built
 from serin.core.release import Part, load_release, save_release
 from serin.core.storage import storage_for
+from serin.serve.backends.connections import Connections
 from serin.serve.engine_client import EngineRequest
 from serin.serve.runtime import Loader, Runtime
 from serin.serve.supervisor import EngineSettings
@@ -62,18 +62,18 @@ async def answer(runtime: Runtime) -> str:
         return "".join([piece.text async for piece in pieces])
 
 
-async def loaded(world: World, tmp_path: Path, session: aiohttp.ClientSession, *, share: bool) -> Loader:
+async def loaded(world: World, tmp_path: Path, connections: Connections, *, share: bool) -> Loader:
     from serin.core.artifacts import ArtifactStore
 
     store = ArtifactStore(world.uri)
-    return Loader(store, session, EngineSettings(), tmp_path / "run", 30.0, share_base=share)
+    return Loader(store, connections, EngineSettings(), tmp_path / "run", 30.0, share_base=share)
 
 
 def test_two_adapters_of_one_base_are_served_by_one_process(
     world: World, releases: tuple[str, str], tmp_path: Path
 ) -> None:
-    async def apart(session: aiohttp.ClientSession) -> list[str]:
-        loader = await loaded(world, tmp_path, session, share=False)
+    async def apart(connections: Connections) -> list[str]:
+        loader = await loaded(world, tmp_path, connections, share=False)
         runtimes = [await loader.load(release) for release in releases]
         texts = [await answer(runtime) for runtime in runtimes]
         assert runtimes[0].backend.pid != runtimes[1].backend.pid
@@ -83,10 +83,10 @@ def test_two_adapters_of_one_base_are_served_by_one_process(
         return texts
 
     async def test() -> None:
-        async with aiohttp.ClientSession() as session:
-            expected = await apart(session)
+        async with Connections() as connections:
+            expected = await apart(connections)
             assert expected[0] != expected[1]
-            loader = await loaded(world, tmp_path, session, share=True)
+            loader = await loaded(world, tmp_path, connections, share=True)
             champion, candidate = [await loader.load(release) for release in releases]
             assert champion.backend.pid == candidate.backend.pid
             assert champion.backend.state()["adapter"] == champion.release.short_id
@@ -111,8 +111,8 @@ def test_two_adapters_of_one_base_are_served_by_one_process(
 
 def test_a_model_without_an_adapter_has_an_engine_of_its_own(world: World, tmp_path: Path) -> None:
     async def test() -> None:
-        async with aiohttp.ClientSession() as session:
-            loader = await loaded(world, tmp_path, session, share=True)
+        async with Connections() as connections:
+            loader = await loaded(world, tmp_path, connections, share=True)
             runtime = await loader.load(world.champion)
             assert runtime.backend.state() == {"kind": "embedded"}
             await loader.unload(runtime)

@@ -6,9 +6,8 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-
 from serin.core.errors import ServingError
+from serin.serve.backends.connections import Connections
 from serin.serve.backends.upstream import Timeouts, Upstream
 from serin.serve.engine_client import EnginePiece, EngineRequest
 from serin.serve.supervisor import EngineProcess, EngineSettings
@@ -20,7 +19,7 @@ class EngineHost:
     """One engine process for one model folder, and whoever uses it; it ends with the last of them.
 
     Args:
-        session: for its requests.
+        connections: for its requests.
         model_dir: the model's folder; a base model's where adapters are served.
         name: of its log and its answers.
         settings: how it runs.
@@ -30,14 +29,14 @@ class EngineHost:
 
     def __init__(
         self,
-        session: aiohttp.ClientSession,
+        connections: Connections,
         model_dir: Path,
         name: str,
         settings: EngineSettings,
         run_dir: Path,
         silence_s: float,
     ) -> None:
-        self._session, self._model_dir, self._name = session, model_dir, name
+        self._connections, self._model_dir, self._name = connections, model_dir, name
         self._settings, self._run_dir = settings, run_dir
         self._timeouts = Timeouts(first_token_s=silence_s, silence_s=silence_s, total_s=24 * 3600.0)
         self._adapters: dict[str, Path] = {}
@@ -111,7 +110,7 @@ class EngineHost:
         self.process = await EngineProcess.start(
             self._model_dir, self._name, self._settings, self._run_dir, self._adapters
         )
-        self.upstream = Upstream(self._session, self.process.url, self._timeouts)
+        self.upstream = Upstream(self._connections, self.process.url, self._timeouts)
 
 
 class EmbeddedBackend:

@@ -9,11 +9,10 @@ from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
-
 from serin.core.errors import ServingError
 from serin.serve.backends.breaker import Breaker
 from serin.serve.backends.config import BackendConfig
+from serin.serve.backends.connections import Connections
 from serin.serve.backends.upstream import Upstream
 from serin.serve.engine_client import EngineError, EnginePiece, EngineRequest
 
@@ -59,7 +58,7 @@ class Pool:
         self.closed = False
 
     @classmethod
-    async def open(cls, session: aiohttp.ClientSession, config: BackendConfig, model: str) -> "Pool":
+    async def open(cls, connections: Connections, config: BackendConfig, model: str) -> "Pool":
         """Wait until a server answers, and see that it has the model.
 
         Raises:
@@ -69,7 +68,7 @@ class Pool:
         headers, tls = config.headers(), config.tls()
         servers = [
             _Server(
-                Upstream(session, url, config.timeouts, headers, tls, config.health_path),
+                Upstream(connections, url, config.timeouts, headers, tls, config.health_path),
                 Breaker(config.breaker_failures, config.breaker_open_s),
             )
             for url in config.urls

@@ -10,6 +10,8 @@ import orjson
 from serin.core.prompts import approximate_tokens
 from serin.serve.engine_client import EngineError, EnginePiece, EngineRequest
 
+MAX_BODY_BYTES = 8 << 20
+"""Longest answer that comes as a whole."""
 MAX_EVENT_BYTES = 4 << 20
 """Longest server-sent event that is taken."""
 MAX_ERROR_CHARS = 500
@@ -117,6 +119,33 @@ class Events:
             return None
         self._data, self._held = [], 0
         return event
+
+
+class WholeBody:
+    """The one event of a server that does not stream: its JSON body, read like ``Events``."""
+
+    def __init__(self) -> None:
+        self._data = b""
+
+    def feed(self, data: bytes) -> Iterator[Any]:
+        """Nothing yet.
+
+        Raises:
+            EngineError: 502, the body is too long.
+        """
+        self._data += data
+        if len(self._data) > MAX_BODY_BYTES:
+            raise EngineError(502, f"The backend sent an answer of more than {MAX_BODY_BYTES} bytes.")
+        return iter(())
+
+    def end(self) -> Iterator[Any]:
+        """The body.
+
+        Raises:
+            EngineError: 502, it is no JSON.
+        """
+        yield from Events().feed(b"data: " + b"".join(self._data.splitlines()) + b"\n")
+        yield DONE
 
 
 class Answer:
