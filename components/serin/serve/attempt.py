@@ -412,6 +412,8 @@ class Attempt:
 
     def _rail_times(self) -> dict[str, str | int | float | bool | tuple[str, ...]]:
         """What each rail took since the last call, as attributes of a stage."""
+        if not self._rails:
+            return {}
         times, self._rails = self._rails, {}
         return {f"rail.{rail}_ms": round(taken_ms, 3) for rail, taken_ms in times.items()}
 

@@ -37,6 +37,7 @@ LONGEST_WORD_CHARS = 256
 """Text without a space is held back up to this length when streaming; scripts without spaces flow beyond it."""
 REFUSAL_CHARS = 400
 """A refusal stands in the beginning of an answer."""
+_BEFORE_THE_ANSWER: tuple[Stage, ...] = ("input", "retrieval")
 T = TypeVar("T")
 
 
@@ -93,6 +94,7 @@ class Guardrails:
             or self._leak.longest_chars
         )
         """Whether any rail looks at an answer while it streams."""
+        self._unchecked = frozenset(stage for stage in _BEFORE_THE_ANSWER if self._passes(stage))
 
     def check(self, stage: Stage, text: str, context: Sequence[str] = ()) -> Verdict:
         """Run the rails of a stage over a whole text.
@@ -102,6 +104,8 @@ class Guardrails:
             text: the user's turn, a passage, or an answer.
             context: what an answer may repeat: its passages and the user's own turns.
         """
+        if stage in self._unchecked and (stage != "input" or len(text) <= self.policy.max_input_chars):
+            return Verdict(text, False, (), 0.0)
         meter = _Meter()
         findings = self._by_form(stage, text, context, meter)
         by_pattern = any(finding.rail == "injection" for finding in findings)
@@ -153,6 +157,11 @@ class Guardrails:
         if self.policy.keep_text == "full":
             return text
         return SECRETS.sub("<SECRET>", mask_pii(text)[0])
+
+    def _passes(self, stage: Stage) -> bool:
+        """Whether all rails of a stage but the length are off."""
+        forms = {getattr(self.policy.pii, stage), getattr(self.policy.injection, stage)}
+        return forms == {"off"} and not self._learned.names(stage)
 
     def _by_form(self, stage: Stage, text: str, context: Sequence[str], meter: "_Meter") -> list[Finding]:
         policy = self.policy
