@@ -1,7 +1,7 @@
 """Beside the driver of a local Ray: when the driver ends, however it ends, what it left running is ended at once.
 
-Ray's processes notice by themselves that their driver was killed: most in two seconds, its agents after half a minute,
-and one that was just starting perhaps never, which would then train on beside the run that takes over.
+Ray's processes notice by themselves that their driver was killed: most in two seconds, its agents after half a minute
+or more, and one that was just starting perhaps never, which would then train on beside the run that takes over.
 
 python -m serin.finetune.ray_guard DRIVER_PID FOLDER
 """

@@ -34,7 +34,7 @@ from serin.core.telemetry import silence_dependencies
 from serin.serve.decoding import BusyError, Job, Scheduler
 from serin.serve.engine_wire import EventStream, whole
 from serin.serve.errors import RequestError, wrong
-from serin.serve.hosting import bound_socket, exit_with, run_on_loop, serve_on, unless_disconnected, write_ready
+from serin.serve.hosting import Departure, bound_socket, exit_with, run_on_loop, serve_on, write_ready
 from serin.serve.protocol import read_json
 from serin.serve.requests import Body, ChatRequest, Name, parse_chat, parsed
 from serin.serve.supervisor import TOKEN_VARIABLE
@@ -120,12 +120,18 @@ class Engine:
         completion_id, model = f"chatcmpl-{uuid.uuid4().hex}", chat.model or self._model_name
         if chat.stream:
             return EventStream(job, completion_id, model, chat.include_usage)
+        departure = Departure(request.receive)
         try:
-            answer = await unless_disconnected(request, whole(job, completion_id, model))
+            return JSONResponse(await whole(job, completion_id, model))
+        except asyncio.CancelledError:
+            if departure.ended_task():
+                return Response(status_code=STATUS_CLIENT_GONE)
+            raise
         except Exception:
             logger.exception("A request failed while its answer was being decoded.")
             return RequestError(500, "Decoding failed: see the engine's log.").response()
-        return Response(status_code=STATUS_CLIENT_GONE) if answer is None else JSONResponse(answer)
+        finally:
+            departure.close()
 
     async def _models(self, _: Request) -> Response:
         names = [self._model_name, *self._adapters]

@@ -10,19 +10,16 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import uvicorn
-from starlette.requests import Request
 from starlette.types import ASGIApp, Receive
 
 from serin.core.errors import SerinError, ServingError
 
-T = TypeVar("T")
 BACKLOG = 1024
 SHUTDOWN_S = 5
 """How long a server that was told to end waits for the answers under way."""
-DISCONNECT_POLL_S = 0.1
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
@@ -92,22 +89,6 @@ def write_ready(path: Path, listener: socket.socket) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.write_text(json.dumps({"host": host, "port": port, "pid": os.getpid()}), encoding="utf-8")
     aside.replace(path)
-
-
-async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
-    """The result of some work, or None once the client is gone (the work is cancelled)."""
-    task = asyncio.create_task(work)
-    try:
-        while True:
-            done, _ = await asyncio.wait({task}, timeout=DISCONNECT_POLL_S)
-            if done:
-                return task.result()
-            if await request.is_disconnected():
-                return None
-    finally:
-        if not task.done():
-            task.cancel()
-            await asyncio.wait({task})
 
 
 class Departure:

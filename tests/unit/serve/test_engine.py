@@ -13,6 +13,7 @@ from asking import Answer, call
 from serin.core.errors import ServingError
 from serin.core.generation import Generator, Row
 from serin.serve.decoding import BusyError, Job, Scheduler
+from serin.serve.engine import Engine
 from serin.serve.supervisor import EngineProcess, EngineSettings
 
 T = TypeVar("T")
@@ -97,6 +98,29 @@ def test_leaving_while_waiting_takes_the_request_out_of_the_queue(generator: Gen
 
     assert decoding(scheduler, scenario)
     assert left.tokens == []
+
+
+def test_a_client_that_leaves_before_a_whole_answer_ends_its_request(generator: Generator):
+    scheduler, left = Scheduler(generator, max_rows=1, max_waiting=1), asyncio.Event()
+    app, sent = Engine(scheduler, "base").app(), list[Any]()
+    body = [json.dumps({"messages": ASKED}).encode()]
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": [], "query_string": b""}
+
+    async def receive() -> dict[str, Any]:
+        if body:
+            return {"type": "http.request", "body": body.pop(), "more_body": False}
+        left.set()  # once the request was read
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    async def scenario() -> None:  # no scheduler runs: nothing else can end it
+        await asyncio.wait_for(app(scope, receive, send), 5)
+
+    asyncio.run(scenario())
+    assert left.is_set()
+    assert sent[0]["status"] == 499
 
 
 def test_a_request_that_cannot_be_decoded_fails_alone(generator: Generator):
