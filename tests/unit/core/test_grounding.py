@@ -4,6 +4,7 @@ import statistics
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from serin.core.errors import InputError
@@ -88,6 +89,11 @@ def test_an_added_negation_is_flagged():
     assert "negation_mismatch" in flags("Orders above 50 EUR are not delivered free of charge within three days.")
 
 
+def test_a_negation_of_the_sentence_before_is_not_one_that_the_answer_lacks():
+    assert not flags("Orders above 50 EUR are delivered free of charge within three working days.")
+    assert "negation_mismatch" in flags("Its lid is dishwasher safe.")
+
+
 def test_an_answer_of_other_things_is_unsupported():
     found = ground("You can grow tomatoes on a balcony if they get enough sun and water every day.", CONTEXT)
     assert found.support_score < 0.4
@@ -150,7 +156,26 @@ def test_a_saved_model_is_the_same_when_loaded(tmp_path: Path):
     model.save(tmp_path / "again.safetensors", {})
     again = GroundingModel.load(tmp_path / "again.safetensors")
     assert again.thresholds == model.thresholds
+    assert again.blend == model.blend
     assert all((again.sites[kind].weights == model.sites[kind].weights).all() for kind in KINDS)
+
+
+def test_a_margin_in_training_is_the_one_of_the_shipped_model():
+    torch = pytest.importorskip("torch")
+    from serin.core.grounding.training.examples import _example
+    from serin.core.grounding.training.places import _answers, _margins, _values
+
+    model = shipped_model()
+    texts = [
+        "The kettle holds five litres.",
+        "Its lid is dishwasher safe. It does not cost 89 EUR.",
+        "Ask Maria Keller in Graz. " * 9,
+    ]
+    found = [_example("mtrag", 0, "number", False, text, (OTHER, KETTLE)) for text in texts]
+    overlap = np.array([model.overlap.logit(one.reading.overlap) for one in found])
+    weights = [torch.tensor(np.append(model.sites[kind].weights, model.sites[kind].bias)) for kind in KINDS]
+    margins = _margins(_answers(found, overlap), weights, torch.tensor(_values(model.blend), dtype=torch.float64))
+    np.testing.assert_allclose(margins.numpy(), [model.margin(one.reading) for one in found], atol=1e-6)
 
 
 def test_changes_change_one_place_and_repeat_by_their_seed():

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Self
@@ -24,14 +24,11 @@ KINDS = tuple(SITE_FEATURES)
 SHORT_LOG_WORDS = 3.4
 """Middle between short answers, which overlap decides, and long ones, which one false place decides: 30 words."""
 SHORT_WIDTH = 0.3
-OVERLAP_SHORT, OVERLAP_LONG = 0.25, 0.05
-SITES_SHORT, SITES_LONG = 0.5, 1.0
-MANY_SITES = 0.5
-"""How far the worst of n places of one kind is taken back: by this times log n."""
 STRANGE_OVERLAP, STRANGE = -5.0, 1.0
 """An answer of any length with less overlap than this is about something else: each logit below counts by that much."""
-LOGIT_LIMIT = 4.0
-OVERLAP_LIMIT = 10.0
+LOGIT_LIMIT, OVERLAP_LIMIT = 4.0, 10.0
+"""Most overlap, and least."""
+DOUBT_LIMIT = 6.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +62,46 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class Blend:
+    """How an answer's places become one doubt, and doubt and overlap one margin; all learned."""
+
+    overlap_short: float
+    overlap_long: float
+    """Weight of overlap in short and in long answers."""
+    doubt_short: float
+    doubt_long: float
+    sharpness: float
+    """The doubt of several places is the logarithm of their summed powers: with a great one, the worst place's."""
+    many: float
+    """How far the doubt of n places of one kind is taken back: by this times log n."""
+    shift: float
+    """Doubt below this counts little."""
+
+    def doubt(self, logits: Sequence[float]) -> float:
+        """How likely it is that one of an answer's places of one kind was changed, from 0."""
+        powers = [self.sharpness * logit for logit in (-DOUBT_LIMIT, *logits)]
+        most = max(powers)
+        pooled = (most + math.log(sum(math.exp(power - most) for power in powers))) / self.sharpness
+        pooled = min(DOUBT_LIMIT, pooled - self.many * math.log(max(1, len(logits))))
+        return math.log1p(math.exp(pooled - self.shift))
+
+    def margin(self, overlap: float, doubt: float, num_words: int) -> float:
+        """One number for an answer of so many words, greater for a supported one; ``doubt`` of all kinds together."""
+        overlap = max(-OVERLAP_LIMIT, min(LOGIT_LIMIT, overlap))
+        short = shortness(num_words)
+        by_overlap = self.overlap_short * short + self.overlap_long * (1 - short)
+        by_doubt = self.doubt_short * short + self.doubt_long * (1 - short)
+        return by_overlap * overlap + STRANGE * min(0.0, overlap - STRANGE_OVERLAP) - by_doubt * doubt
+
+
+@dataclass(frozen=True)
 class GroundingModel:
     """All models of the score."""
 
     overlap: Linear
     sites: Mapping[str, Linear]
     """For each kind of place, how likely it was changed."""
+    blend: Blend
     scale: float
     offset: float
     """The score is the logistic function of ``scale * margin + offset``."""
@@ -86,15 +117,8 @@ class GroundingModel:
         logits = self.place_logits(reading) if logits is None else logits
         doubt = 0.0
         for kind in KINDS:
-            found = [logit for site, logit in zip(reading.sites, logits, strict=True) if site.kind == kind]
-            if found:
-                worst = max(-LOGIT_LIMIT, min(LOGIT_LIMIT, max(found)))
-                doubt += math.log1p(math.exp(worst - MANY_SITES * math.log(len(found))))
-        overlap = max(-OVERLAP_LIMIT, min(LOGIT_LIMIT, self.overlap.logit(reading.overlap)))
-        short = 1 / (1 + math.exp((math.log(len(reading.words)) - SHORT_LOG_WORDS) / SHORT_WIDTH))
-        by_overlap = OVERLAP_SHORT * short + OVERLAP_LONG * (1 - short)
-        strange = STRANGE * min(0.0, overlap - STRANGE_OVERLAP)
-        return by_overlap * overlap + strange - (SITES_SHORT * short + SITES_LONG * (1 - short)) * doubt
+            doubt += self.blend.doubt([at for site, at in zip(reading.sites, logits, strict=True) if site.kind == kind])
+        return self.blend.margin(self.overlap.logit(reading.overlap), doubt, len(reading.words))
 
     def score(self, margin: float) -> float:
         """A margin as a score in 0 to 1."""
@@ -104,6 +128,7 @@ class GroundingModel:
         """Write the arrays, the names of their features, and what they were trained on."""
         arrays = {"overlap": _row(self.overlap)} | {kind: _row(model) for kind, model in self.sites.items()}
         arrays["scaling"] = np.array([self.scale, self.offset])
+        arrays["blend"] = np.array(astuple(self.blend))
         is_deep = len(self.sites[KINDS[0]].weights) == len(DEEP_FEATURES[KINDS[0]])
         names = {"overlap": OVERLAP_FEATURES, **(DEEP_FEATURES if is_deep else SITE_FEATURES)}
         described = {"features": names, "thresholds": dict(self.thresholds), **about}
@@ -123,10 +148,16 @@ class GroundingModel:
         wanted = {"overlap": list(OVERLAP_FEATURES)} | {kind: list(names) for kind, names in site_features.items()}
         if described.get("features") != wanted:
             raise InputError(f"{path.name} was trained on other features: run python -m serin.core.grounding.training.")
-        models = {name: Linear(array[:-1], float(array[-1])) for name, array in arrays.items() if name != "scaling"}
+        models = {name: Linear(array[:-1], float(array[-1])) for name, array in arrays.items() if name in wanted}
         scale, offset = (float(value) for value in arrays["scaling"])
+        blend = Blend(*(float(value) for value in arrays["blend"]))
         overlap = models.pop("overlap")
-        return cls(overlap, models, scale, offset, described["thresholds"])
+        return cls(overlap, models, blend, scale, offset, described["thresholds"])
+
+
+def shortness(num_words: int) -> float:
+    """1 for a short answer, 0 for a long one."""
+    return 1 / (1 + math.exp((math.log(num_words) - SHORT_LOG_WORDS) / SHORT_WIDTH))
 
 
 @cache

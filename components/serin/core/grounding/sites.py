@@ -230,11 +230,11 @@ def _removal(sentence: Sentence, place: int, passages: Sequence[Passage]) -> tup
     if words[place].kind == "stop" and not closed:
         return None
     inside = [at for at in passage.places.get(stem, ())[:MOST_PLACES] if window.start <= at < window.end]
-    negated = [at for at in inside if _negated(passage, at - NEAR, at)]
+    negated = [at for at in inside if _negated(passage, _within(passage, at - NEAR, at), at)]
     if not negated and not closed:
         return None
-    adjacent = any(_negated(passage, at - 1, at) for at in negated)
-    near = any(_negated(passage, at - 2, at) for at in negated)
+    adjacent = any(_negated(passage, _within(passage, at - 1, at), at) for at in negated)
+    near = any(_negated(passage, _within(passage, at - 2, at), at) for at in negated)
     before = {word.stem for word in words[max(0, place - 2) : place]}
     fits = any(before & set(passage.stems[max(0, at - 4) : at]) for at in negated)
     left = _neighbour(words, place, -1)
@@ -428,6 +428,14 @@ def _closed(words: Sequence[Word], place: int, passages: Sequence[Passage]) -> b
 def _negated(passage: Passage, start: int, end: int) -> bool:
     start, end = max(0, start), min(len(passage.stems), max(0, end))
     return passage.negations[end] > passage.negations[min(start, end)]
+
+
+def _within(passage: Passage, start: int, at: int) -> int:
+    """``start``, or where the sentence of the word at ``at`` begins when that is later."""
+    start = max(0, start)
+    while passage.sentences[start] != passage.sentences[at]:
+        start += 1
+    return start
 
 
 def _follows(words: Sequence[Word], place: int, passages: Sequence[Passage]) -> bool:

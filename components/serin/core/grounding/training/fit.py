@@ -8,33 +8,35 @@ from scipy.optimize import minimize
 
 from serin.core.grounding.model import KINDS, GroundingModel, Linear
 from serin.core.grounding.training.examples import BEGIN_FILES, Example
+from serin.core.grounding.training.places import fit_places
 
-NUM_FOLDS = 5
-SITE_PENALTY, OVERLAP_PENALTY = 3.3, 10.0
+NUM_FOLDS, INNER_FOLDS = 5, 4
+THRESHOLD_SEED, OVERLAP_SEED = 1_000, 2_000
+"""Of the inner foldings."""
+OVERLAP_PENALTY = 10.0
 """Weight of the squared weights against the summed loss of all rows."""
-SITE_WEIGHTS = {"mtrag": 2.0, "tc": 0.5, "wow": 0.5, "excerpt": 0.5}
 FLAGGED_FRACTION = 0.05
 """Share of MTRAG's true answers that a kind of place may flag where its threshold is chosen."""
 
+Scored = tuple[Example, float, GroundingModel]
+
 
 def fit(examples: Sequence[Example]) -> GroundingModel:
-    """A model of the examples."""
-    judged = [one for one in examples if one.kind == "judged"]
-    overlap = _logistic(
-        np.array([one.reading.overlap for one in judged]), np.array([one.supported for one in judged], float),
-        np.ones(len(judged)), OVERLAP_PENALTY, standardise=True,
-    )  # fmt: skip
-    sites = {kind: _site_model(kind, examples) for kind in KINDS}
-    model = GroundingModel(overlap, sites, 1.0, 0.0, {})
-    rows = [one for one in examples if one.source != "excerpt" and (one.kind == "judged" or one.source == "mtrag")]
-    margins = np.array([model.margin(one.reading) for one in rows])
-    supported = np.array([one.supported for one in rows], float)
-    scaling = _logistic(margins[:, None], supported, _balanced(rows), 0.1)
-    model = replace(model, scale=float(scaling.weights[0]), offset=scaling.bias)
-    return replace(model, thresholds=_thresholds(model, examples))
+    """A model of the examples; its scale and thresholds come from models that did not see the answers they score."""
+    held: list[Scored] = []
+    for fold in range(INNER_FOLDS):
+        model = _unscaled([one for one in examples if _fold(one, THRESHOLD_SEED, INNER_FOLDS) != fold])
+        held += _margins(
+            model, [one for one in examples if _fold(one, THRESHOLD_SEED, INNER_FOLDS) == fold and _is_ranked(one)]
+        )
+    margins = np.array([margin for _, margin, _ in held])
+    supported = np.array([one.supported for one, _, _ in held], float)
+    scaling = _logistic(margins[:, None], supported, _balanced([one for one, _, _ in held]), 0.1)
+    model = replace(_unscaled(examples), scale=float(scaling.weights[0]), offset=scaling.bias)
+    return replace(model, thresholds=_thresholds(model, held))
 
 
-def out_of_fold(examples: Sequence[Example], seed: int = 0) -> list[tuple[Example, float, GroundingModel]]:
+def out_of_fold(examples: Sequence[Example], seed: int = 0) -> list[Scored]:
     """BEGIN's and MTRAG's examples with their margins by models that did not see their group, and those models."""
     found = []
     for fold in range(NUM_FOLDS):
@@ -43,7 +45,7 @@ def out_of_fold(examples: Sequence[Example], seed: int = 0) -> list[tuple[Exampl
     return found
 
 
-def across_files(examples: Sequence[Example]) -> dict[str, list[tuple[Example, float, GroundingModel]]]:
+def across_files(examples: Sequence[Example]) -> dict[str, list[Scored]]:
     """Each BEGIN file's judged examples with their margins by a model that did not see the file."""
     found = {}
     for file in BEGIN_FILES:
@@ -52,37 +54,49 @@ def across_files(examples: Sequence[Example]) -> dict[str, list[tuple[Example, f
     return found
 
 
-def _margins(model: GroundingModel, examples: Sequence[Example]) -> list[tuple[Example, float, GroundingModel]]:
+def _margins(model: GroundingModel, examples: Sequence[Example]) -> list[Scored]:
     return [(one, model.margin(one.reading), model) for one in examples]
 
 
-def _fold(example: Example, seed: int) -> int:
-    return int(np.random.default_rng([seed, example.group]).integers(NUM_FOLDS))
+def _fold(example: Example, seed: int, folds: int = NUM_FOLDS) -> int:
+    return int(np.random.default_rng([seed, example.group]).integers(folds))
 
 
-def _site_model(kind: str, examples: Sequence[Example]) -> Linear:
-    rows: list[tuple[tuple[float, ...], float, float]] = []
-    for one in examples:
-        weight = SITE_WEIGHTS[one.source]
-        if one.kind == "true" or (one.kind == "judged" and one.supported):
-            rows += [(site.features, 0.0, weight) for site in one.reading.sites if site.kind == kind]
-        rows += [(site.features, 1.0, weight) for site in one.changed if site.kind == kind]
-    features, changed, weights = (np.array(column, float) for column in zip(*rows, strict=True))
-    return _logistic(features, changed, weights, SITE_PENALTY)
+def _is_ranked(one: Example) -> bool:
+    return one.source == "mtrag" or one.kind == "judged"
 
 
-def _thresholds(model: GroundingModel, examples: Sequence[Example]) -> dict[str, float]:
-    true = [one for one in examples if one.kind == "true" and one.source == "mtrag"]
-    worst: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    for one in true:
-        logits = model.place_logits(one.reading)
-        for kind in KINDS:
-            of_kind = [logit for site, logit in zip(one.reading.sites, logits, strict=True) if site.kind == kind]
-            worst[kind].append(max(of_kind, default=-10.0))
-    found = {kind: max(0.0, float(np.quantile(values, 1 - FLAGGED_FRACTION))) for kind, values in worst.items()}
+def _unscaled(examples: Sequence[Example]) -> GroundingModel:
+    """Overlap, then places and what weighs both, beside what overlap says of answers that it was not fitted on."""
+    held = np.zeros(len(examples))
+    for fold in range(INNER_FOLDS):
+        inside = np.array([_fold(one, OVERLAP_SEED, INNER_FOLDS) == fold for one in examples])
+        overlap = _overlap([one for one, left_out in zip(examples, inside, strict=True) if not left_out])
+        for at in np.flatnonzero(inside).tolist():
+            held[at] = overlap.logit(examples[at].reading.overlap)
+    sites, blend = fit_places(examples, held)
+    return GroundingModel(_overlap(examples), sites, blend, 1.0, 0.0, {})
+
+
+def _overlap(examples: Sequence[Example]) -> Linear:
     judged = [one for one in examples if one.kind == "judged"]
-    scores = np.array([model.score(model.margin(one.reading)) for one in judged])
-    return found | {"unsupported": _best_cut(scores, np.array([one.supported for one in judged]))}
+    return _logistic(
+        np.array([one.reading.overlap for one in judged]), np.array([one.supported for one in judged], float),
+        np.ones(len(judged)), OVERLAP_PENALTY, standardise=True,
+    )  # fmt: skip
+
+
+def _thresholds(scaled: GroundingModel, held: Sequence[Scored]) -> dict[str, float]:
+    worst: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    for one, _, model in held:
+        if one.kind == "true":
+            logits = list(zip(model.place_logits(one.reading), one.reading.sites, strict=True))
+            for kind in KINDS:
+                worst[kind].append(max((logit for logit, site in logits if site.kind == kind), default=-10.0))
+    found = {kind: max(0.0, float(np.quantile(values, 1 - FLAGGED_FRACTION))) for kind, values in worst.items()}
+    judged = [(one, margin) for one, margin, _ in held if one.kind == "judged"]
+    scores = np.array([scaled.score(margin) for _, margin in judged])
+    return found | {"unsupported": _best_cut(scores, np.array([one.supported for one, _ in judged]))}
 
 
 def _best_cut(scores: np.ndarray, supported: np.ndarray) -> float:
