@@ -7,7 +7,7 @@ across BEGIN's files.  Beside each stands the share of the answer's words that t
 changed number, name or negation are made from MTRAG's references with a fixed seed; 'foreign' leaves out changes to a
 number or name of the same passages.  With
 --deep, the deep score: its network has seen none of these texts, and the models over it are fitted by the same folds.
-Data: BEGIN dev and MTRAG dev in ../shared/data; a minute and a half, three with --deep.
+Data: BEGIN dev and MTRAG dev in ../shared/data; two minutes, three with --deep.
 """
 
 import argparse
