@@ -59,11 +59,27 @@ def make_model(kind: str, **options):
     return AutoModelForCausalLM.from_config(config).eval()
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
-def test_the_fast_forward_pass_computes_what_the_library_does(kind: str):
+BIASED = {"attention_bias": True, "mlp_bias": True}
+
+
+def give_biases(model) -> None:
+    """A new model's biases are zero."""
     import torch
 
-    model = make_model(kind)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(".bias"):
+                parameter.normal_(0, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [("llama", {}), ("llama", BIASED), ("mistral", {}), ("qwen2", {}), ("qwen3", {})]
+)
+def test_the_fast_forward_pass_computes_what_the_library_does(kind: str, options):
+    import torch
+
+    model = make_model(kind, **options)
+    give_biases(model)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     assert LlamaForward.of(model) is not None
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
@@ -73,13 +89,16 @@ def test_the_fast_forward_pass_computes_what_the_library_does(kind: str):
     ("kind", "options"),
     [
         ("llama", {"tie_word_embeddings": True}),
+        ("llama", BIASED),
         ("mistral", {"sliding_window": None}),
         ("qwen2", {"rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}}),
         ("qwen3", {"tie_word_embeddings": True}),
     ],
 )
 def test_a_plain_folder_decodes_without_the_librarys_model(generator: Generator, tmp_path: Path, kind: str, options):
-    make_model(kind, **options).save_pretrained(tmp_path)
+    model = make_model(kind, **options)
+    give_biases(model)
+    model.save_pretrained(tmp_path)
     generator.tokenizer.save_pretrained(tmp_path)
     bare, loaded = Generator.for_decoding(tmp_path), Generator.load(tmp_path)
     assert not hasattr(bare, "model")

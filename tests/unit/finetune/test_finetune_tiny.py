@@ -7,6 +7,7 @@ import torch
 from lamps import SMALL_TINY, conversation
 
 from serin.core.errors import InputError
+from serin.core.generation import Generator
 from serin.core.records import Document
 from serin.finetune.tiny import SPECIAL_TOKENS, corpus_of, pretraining_samples, train_tokenizer, write_untrained
 
@@ -37,6 +38,13 @@ def test_the_copying_start_repeats_what_it_has_seen(copying_start: bool, tmp_pat
         guesses = model(input_ids=twice).logits[:, 30:-1].argmax(-1)
     right = float((guesses == twice[:, 31:]).float().mean())
     assert right > 0.8 if copying_start else right < 0.2
+
+
+def test_the_engine_reads_it_without_the_librarys_model(tmp_path: Any) -> None:
+    tokenizer = train_tokenizer(corpus_of([], CHATS), SMALL_TINY)
+    write_untrained(tmp_path, tokenizer, SMALL_TINY, seed=0)
+    assert not hasattr(Generator.for_decoding(tmp_path), "model")  # as it is where the library's classes are needed
+    assert Generator.load(tmp_path).forward is not None
 
 
 def test_the_corpus_is_documents_and_conversations_without_roles() -> None:

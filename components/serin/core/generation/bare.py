@@ -84,7 +84,7 @@ def _is_plain(config: dict[str, Any]) -> bool:
         and rope.get("partial_rotary_factor", 1.0) == 1.0
         and ("rope_theta" in rope or "rope_theta" in config)
         and not (config.get("sliding_window") and config.get("use_sliding_window", True))
-        and not any(config.get(name) for name in ("quantization_config", "mlp_bias", "auto_map"))
+        and not any(config.get(name) for name in ("quantization_config", "auto_map"))
         and all(name in config for name in ("num_attention_heads", "num_key_value_heads", "num_hidden_layers"))
     )
 
@@ -162,22 +162,28 @@ def _layer(tensors: dict[str, "torch.Tensor"], number: int, num_heads: int, num_
     def take(name: str, kind: str = "weight") -> "torch.Tensor":
         return tensors.pop(f"model.layers.{number}.{name}.{kind}")
 
+    def joined_bias(*names: str) -> "torch.Tensor | None":
+        biased = f"model.layers.{number}.{names[0]}.bias" in tensors
+        return torch.cat([take(name, "bias") for name in names]) if biased else None
+
     projections = [f"self_attn.{name}_proj" for name in "qkv"]
-    biased = f"model.layers.{number}.{projections[0]}.bias" in tensors
     normed = f"model.layers.{number}.self_attn.q_norm.weight" in tensors
     return Layer(
         norm=take("input_layernorm"),
         qkv=_wide(torch.cat([take(name) for name in projections])),
-        qkv_bias=torch.cat([take(name, "bias") for name in projections]) if biased else None,
+        qkv_bias=joined_bias(*projections),
         head_norm=(
             joined_head_norms(take("self_attn.q_norm"), take("self_attn.k_norm"), num_heads, num_kv_heads)
             if normed
             else None
         ),
         out=take("self_attn.o_proj").t(),
+        out_bias=joined_bias("self_attn.o_proj"),
         mlp_norm=take("post_attention_layernorm"),
         gate_up=_wide(torch.cat((take("mlp.gate_proj"), take("mlp.up_proj")))),
+        gate_up_bias=joined_bias("mlp.gate_proj", "mlp.up_proj"),
         down=take("mlp.down_proj").t(),
+        down_bias=joined_bias("mlp.down_proj"),
     )
 
 

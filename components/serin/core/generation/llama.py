@@ -50,9 +50,12 @@ class Layer:
     head_norm: "torch.Tensor | None"
     """(query and key heads, width), where heads are normalised."""
     out: "torch.Tensor"
+    out_bias: "torch.Tensor | None"
     mlp_norm: "torch.Tensor"
     gate_up: "torch.Tensor"
+    gate_up_bias: "torch.Tensor | None"
     down: "torch.Tensor"
+    down_bias: "torch.Tensor | None"
 
 
 @dataclass(eq=False)
@@ -131,6 +134,7 @@ class LlamaForward:
     def of(cls, model: "PreTrainedModel") -> "LlamaForward | None":
         """The model's fast forward pass, or None where it has none or another result than the library's."""
         if not _is_known(model):
+            logger.info("This %s decodes by the library's own forward pass, which is slower.", type(model).__name__)
             return None
         forward = cls(_weights(model))
         difference = forward._difference(model)
@@ -262,14 +266,14 @@ class LlamaForward:
                 qk.copy_(self._normed_heads(qk, layer.head_norm))
             torch.addcmul(qk * cos, qk.roll(half, -1), sin, out=qk)  # the sine's first half is negated
             attended = attend(number, heads)
-            x = packed.added(x, attended, layer.out)
+            x = packed.added(x, attended, layer.out, layer.out_bias)
             _adapt(x, attended, groups, number, "out")
             h = self._normed(x, layer.mlp_norm)
-            gate_up = packed.product(h, layer.gate_up)
+            gate_up = packed.product(h, layer.gate_up, layer.gate_up_bias)
             _adapt(gate_up, h, groups, number, "gate_up")
             gate, up = gate_up.chunk(2, -1)
             h = self._activation(gate).mul_(up)
-            x = packed.added(x, h, layer.down)
+            x = packed.added(x, h, layer.down, layer.down_bias)
             _adapt(x, h, groups, number, "down")
         return x
 
@@ -366,8 +370,6 @@ def _is_known(model: "PreTrainedModel") -> bool:
         all(type(module) is torch.nn.Linear for module in linears)
         and len({parameter.dtype for parameter in model.parameters()}) == 1
         and model.get_output_embeddings().bias is None
-        and all(getattr(layer.self_attn.o_proj, "bias", None) is None for layer in model.model.layers)
-        and all(layer.mlp.down_proj.bias is None for layer in model.model.layers)
     )
 
 
@@ -404,7 +406,6 @@ def _weights(model: "PreTrainedModel") -> Weights:
 
 def _joined(layer: Any, num_heads: int, num_kv_heads: int) -> Layer:
     """A layer's weights; the library's own become views of the joined ones, so that no memory is taken twice."""
-    import torch
 
     attention, mlp = layer.self_attn, layer.mlp
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
@@ -412,13 +413,22 @@ def _joined(layer: Any, num_heads: int, num_kv_heads: int) -> Layer:
     return Layer(
         norm=layer.input_layernorm.weight.detach(),
         qkv=_join(projections).t(),
-        qkv_bias=None if projections[0].bias is None else torch.cat([p.bias.detach() for p in projections]),
+        qkv_bias=_joined_bias(projections),
         head_norm=None if norms is None else joined_head_norms(norms[0], norms[1], num_heads, num_kv_heads),
         out=attention.o_proj.weight.detach().t(),
+        out_bias=_joined_bias([attention.o_proj]),
         mlp_norm=layer.post_attention_layernorm.weight.detach(),
         gate_up=_join((mlp.gate_proj, mlp.up_proj)).t(),
+        gate_up_bias=_joined_bias((mlp.gate_proj, mlp.up_proj)),
         down=mlp.down_proj.weight.detach().t(),
+        down_bias=_joined_bias([mlp.down_proj]),
     )
+
+
+def _joined_bias(linears: Sequence[Any]) -> "torch.Tensor | None":
+    import torch
+
+    return None if linears[0].bias is None else torch.cat([linear.bias.detach() for linear in linears])
 
 
 def joined_head_norms(query: "torch.Tensor", key: "torch.Tensor", num_heads: int, num_kv_heads: int) -> "torch.Tensor":

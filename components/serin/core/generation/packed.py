@@ -45,13 +45,16 @@ class PackedWeights:
             return _linear(x, packed, bias)
         return x @ weight if bias is None else torch.addmm(bias, x, weight)
 
-    def added(self, before: "torch.Tensor", x: "torch.Tensor", weight: "torch.Tensor") -> "torch.Tensor":
-        """(rows, outputs): what was before, plus rows times a weight."""
+    def added(
+        self, before: "torch.Tensor", x: "torch.Tensor", weight: "torch.Tensor", bias: "torch.Tensor | None" = None
+    ) -> "torch.Tensor":
+        """(rows, outputs): what was before, plus ``product``."""
         import torch
 
         if len(x) >= MIN_ROWS and (packed := self._packed.get(id(weight))) is not None:
-            return _linear(x, packed, None).add_(before)
-        return torch.addmm(before, x, weight)
+            return _linear(x, packed, bias).add_(before)
+        found = torch.addmm(before, x, weight)
+        return found if bias is None else found.add_(bias)
 
 
 def _is_useful(weights: Sequence["torch.Tensor"]) -> bool:
