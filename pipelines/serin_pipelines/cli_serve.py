@@ -199,12 +199,17 @@ def bench(
     table = Table(*columns, box=None, padding=(0, 1, 0, 0), title="a second; times in ms", title_justify="left")
     for level in report.levels:
         found = [getattr(level, name) for name in columns.values()]
-        table.add_row(*("-" if value is None else f"{value:.4g}" for value in found))
+        table.add_row(*("-" if value is None else _short(value) for value in found))
     console.print(table)
     statuses = sum((Counter(level.statuses) for level in report.levels), Counter[str]())
     if failed := ", ".join(f"{count} with {name}" for name, count in statuses.items() if name not in ("200", "429")):
         console.print(f"Failed, by HTTP status (0: broken off, or too slow): {failed}.")
     console.print(f"{report.qps_at_p95:g} answers a second with p95 within {p95_ms:g} ms")
+
+
+def _short(value: float) -> str:
+    """At most six characters for what a load test counts: three digits, or a whole number from 100 on."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def keys_file(file: Path | None) -> Path:

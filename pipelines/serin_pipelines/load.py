@@ -11,6 +11,7 @@ import io
 import json
 import math
 import time
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -132,7 +133,9 @@ def read_trace(path: Path) -> list[Ask]:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         rows = list(csv.DictReader(io.StringIO(data.decode("utf-8"))))
         asks = [Ask(float(row[COLUMNS[0]]), int(row[COLUMNS[1]]), int(row[COLUMNS[2]])) for row in rows]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise InputError(f"{path} is no file: name the trace itself (CSV, also .gz).") from error
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a trace with the columns {', '.join(COLUMNS)}: {error!r}.") from error
     if len(asks) < 2:
         raise InputError(f"{path} holds {len(asks)} requests: give a trace with at least two.")

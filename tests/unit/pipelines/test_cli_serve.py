@@ -60,9 +60,13 @@ def test_a_trace_keeps_its_shape_at_every_rate(tmp_path: Path):
     assert len(longer) == 20
     assert [ask.prompt_tokens for ask in longer[:4]] == [100, 200, 300, 100]
     assert sorted(longer, key=lambda ask: ask.offset_s) == longer
-    file.write_bytes(gzip.compress(b"a,b\n1,2\n"))
-    with pytest.raises(InputError, match="offset_s"):
-        read_trace(file)
+    for wrong in (gzip.compress(b"a,b\n1,2\n"), gzip.compress(b"offset_s")[:-9], b"\x1f\x8b\x08\x00 no gzip at all"):
+        file.write_bytes(wrong)
+        with pytest.raises(InputError, match="offset_s"):
+            read_trace(file)
+    for nothing in (tmp_path, tmp_path / "absent.csv"):
+        with pytest.raises(InputError, match="is no file: name the trace itself"):
+            read_trace(nothing)
 
 
 class FakeEndpoint:
