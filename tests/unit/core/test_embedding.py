@@ -1,5 +1,8 @@
 """The embedder: what its vectors mean, and what it refuses."""
 
+import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -36,6 +39,38 @@ def test_bulk_encoding_gives_the_vectors_of_single_texts(embedder: Embedder) -> 
     bulk = embedder.encode(texts)
     alone = np.concatenate([embedder.encode([text]) for text in texts])
     assert (bulk * alone).sum(axis=1).min() > 0.9995
+
+
+def test_a_handful_of_texts_gets_torchs_vectors_without_torch(embedder: Embedder) -> None:
+    texts = [*TEXTS, "", "A long one. " * 200]
+    rows = [encoding.ids for encoding in embedder._tokenizer.encode_batch(texts)]
+    np.testing.assert_allclose(embedder.encode(texts), embedder._encode_batch(rows, bulk=False), atol=5e-4)
+    code = (
+        "import sys; from serin.core.embedding import Embedder; Embedder.load().encode(['a kettle']);"
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_folders_model_is_encoded_by_torch_where_it_differs_and_refused_where_it_is_damaged(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    source = Embedder.load().model_dir
+    (tmp_path / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
+    config = json.loads((source / "config.json").read_text())
+    config |= {"num_hidden_layers": 1, "hidden_act": "relu"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    weights = load_file(source / "model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if name.startswith(("embeddings.", "encoder.layer.0."))}
+    save_file(kept, tmp_path / "model.safetensors")
+    other = Embedder.load(str(tmp_path))
+    assert other.dimensions == 384
+    assert not np.allclose(other.encode(TEXTS[:1]), Embedder.load().encode(TEXTS[:1]), atol=0.1)
+    del kept["encoder.layer.0.output.dense.bias"]
+    (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu"}))
+    save_file(kept, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=r"lacks encoder\.layer\.0\.output\.dense\.bias"):
+        Embedder.load(str(tmp_path))
 
 
 def test_no_text_gives_no_rows_and_an_empty_one_a_vector(embedder: Embedder) -> None:
