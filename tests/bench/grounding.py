@@ -107,7 +107,7 @@ def of_other_passages(rows: Sequence[Scored], deep: bool) -> list[Scored]:
     """The true answers with the passages of the next task's."""
     found = []
     for (one, _, model), (other, _, _) in zip(rows, [*rows[1:], rows[0]], strict=True):
-        reading = read_answer(one.reading.words, [passage_of(text) for text in other.context], 0.0)
+        reading = read_answer(one.judged.words, [passage_of(text) for text in other.context], 0.0)
         reading = deepened(reading, one.answer, other.context) if deep else reading
         found.append((replace(one, supported=False, context=other.context), model.margin(reading), model))
     return found
@@ -117,7 +117,7 @@ def flag_rates(rows: Sequence[Scored]) -> dict[str, float]:
     """Share of true answers with any mismatch flag, and of changed ones with the flag of their change."""
     found: dict[str, list[bool]] = {}
     for one, _, model in rows:
-        flags = mismatches(model, one.reading, model.place_logits(one.reading))
+        flags = mismatches(model, one.judged, model.place_logits(one.judged))
         wanted = {"number": "number_mismatch", "name": "name_mismatch"}.get(one.kind, "negation_mismatch")
         found.setdefault(one.kind, []).append(bool(flags) if one.kind == "true" else wanted in flags)
     return {f"flagged_{kind}": statistics.fmean(values) for kind, values in found.items()}

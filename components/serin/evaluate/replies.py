@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from serin.core.abstention import abstains
 from serin.core.text import is_refusal, normalise, numbers, support_score
-from serin.evaluate.abstention import abstains
 from serin.evaluate.items import Item
 from serin.evaluate.metrics import likeness
 from serin.evaluate.results import Outcome

@@ -10,7 +10,7 @@ import pytest
 from serin.core.errors import InputError
 from serin.core.grounding import FLAGS, ground
 from serin.core.grounding.model import WEIGHTS, GroundingModel, shipped_model
-from serin.core.grounding.score import ground_afresh
+from serin.core.grounding.score import Grounding, claims_of, ground_afresh
 from serin.core.grounding.training.changes import KINDS, change
 from serin.core.grounding.words import passage_of, read
 
@@ -96,7 +96,7 @@ def test_a_negation_of_the_sentence_before_is_not_one_that_the_answer_lacks():
 
 def test_an_answer_of_other_things_is_unsupported():
     found = ground("You can grow tomatoes on a balcony if they get enough sun and water every day.", CONTEXT)
-    assert found.support_score < 0.4
+    assert found.support_score < 0.5
     assert "unsupported" in found.flags
 
 
@@ -106,6 +106,39 @@ def test_the_edges_are_defined():
     assert ground("Yes, sure!", CONTEXT).support_score == 1.0
     assert ground("?!", CONTEXT).support_score == 0.0
     assert ground("日本語の答え", ["日本語の文書"]).support_score >= 0.0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "I'm sorry, I don't have that information.",
+        "Unfortunately, I could not find details on the lid.",
+        "Yes, I don't know much about kettles. I'm not sure whether it costs 89 EUR.",
+        "Je suis désolé, mais je n'ai pas d'informations sur ce point.",
+    ],
+)
+def test_an_answer_that_only_says_what_its_speaker_does_not_know_claims_nothing(answer: str):
+    assert ground(answer, CONTEXT) == Grounding(1.0)
+
+
+def test_beside_a_lack_of_information_the_rest_is_judged():
+    lack = "I do not have specific information about its colour, but "
+    assert score(lack + "the Alpine kettle holds two litres.") > 0.7
+    assert "number_mismatch" in flags(lack + "the Alpine kettle holds nine litres.")
+    assert claims_of(lack + "it is red.", [passage_of(KETTLE)]).strip() == ", but it is red."
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "I don't know, the kettle costs 98 EUR.",
+        "I can't tell you how happy I am that the kettle costs 98 EUR.",
+        "We cannot deliver orders to Lyon.",
+        "I do not have no information that the kettle is red.",
+    ],
+)
+def test_a_claim_beside_or_in_the_form_of_not_knowing_is_judged(answer: str):
+    assert "unsupported" in flags(answer)
 
 
 def test_flags_come_in_their_order_and_scores_repeat():

@@ -1,6 +1,6 @@
 import pytest
 
-from serin.evaluate.abstention import abstains
+from serin.core.abstention import abstains
 from serin.evaluate.config import EvaluateConfig
 from serin.evaluate.items import Item
 from serin.evaluate.replies import Reply, judged, leaks

@@ -12,13 +12,13 @@ from collections import Counter
 import pytest
 from worlds import artifact_of
 
+from serin.core.abstention import abstains
 from serin.core.artifacts import ArtifactStore
 from serin.core.generation import Generator
 from serin.core.prompts import Prompt
 from serin.core.records import Document, Message, write_jsonl
 from serin.core.release import Part, Release
 from serin.core.serving import ServingConfig
-from serin.evaluate.abstention import abstains
 from serin.evaluate.config import EvaluateConfig
 from serin.evaluate.gaps import gaps_of
 from serin.evaluate.items import load_items

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from serin.core.abstention import Abstention, abstentions
 from serin.core.grounding.model import GroundingModel, Reading, read_answer, shipped_deep_model, shipped_model
-from serin.core.grounding.words import passage_of, read
+from serin.core.grounding.words import Passage, passage_of, read
 
 FLAGS = ("number_mismatch", "price_mismatch", "name_mismatch", "negation_mismatch", "unsupported")
 
@@ -44,16 +45,17 @@ def ground_afresh(answer: str, context: Sequence[str], *, deep: bool = False) ->
 
     Words, runs of words, numbers by value, names, and negations at the places that correspond; it sees invented and
     swapped facts, and not a false statement made of right words in another order.  An empty answer, and one without
-    passages, scores 0; one of conversation only ("Yes.") scores 1.
+    passages, scores 0; one of conversation ("Yes.") or of not knowing only scores 1.
     """
     answer = answer[:ANSWER_CHARS_LIMIT]
     words = read(answer)
     passages = [passage for passage in map(passage_of, context) if passage.stems]
     if not words or not passages:
         return Grounding(0.0, ("unsupported",) if words else ())
-    if all(word.kind == "chat" for word in words):
+    claims = claims_of(answer, passages)
+    if not claims:
         return Grounding(1.0)
-    reading = read_answer(words, passages, share_of_questions(answer, words[-1].sentence + 1))
+    reading = reading_of(claims, passages)
     model = shipped_deep_model() if deep else shipped_model()
     if deep:
         from serin.core.grounding.reader import deepened
@@ -87,6 +89,34 @@ def mismatches(model: GroundingModel, reading: Reading, logits: Sequence[float])
     return found
 
 
-def share_of_questions(answer: str, num_sentences: int) -> float:
-    """Share of an answer's sentences that ask, at most 1."""
-    return min(1.0, len(_QUESTION.findall(answer)) / max(1, num_sentences))
+def claims_of(answer: str, passages: Sequence[Passage]) -> str:
+    """An answer, as long as before, without where it says that information is lacking; nothing when it claims nothing.
+
+    So does one of conversation only ("Yes."), and one that says of its speaker only that it does not know.  What holds
+    a number that no passage holds, or negates twice, is a claim: it may say more than that.
+    """
+    abstained = [one for one in abstentions(answer) if _is_plain(answer[one.start : one.end], passages)]
+    idle = ("chat", "self", "stop") if abstained else ("chat",)
+    if all(word.kind in idle for word in read(_blanked(answer, abstained))):
+        return ""
+    return _blanked(answer, [one for one in abstained if one.is_lack])
+
+
+def _blanked(answer: str, clauses: Sequence[Abstention]) -> str:
+    for one in clauses:
+        answer = answer[: one.start] + " " * (one.end - one.start) + answer[one.end :]
+    return answer
+
+
+def _is_plain(clause: str, passages: Sequence[Passage]) -> bool:
+    words = read(clause)
+    numbers = [word.stem for word in words if word.kind == "number"]
+    is_held = all(any(number in passage.places for passage in passages) for number in numbers)
+    return is_held and sum(word.kind == "negation" for word in words) < 2
+
+
+def reading_of(text: str, passages: Sequence[Passage]) -> Reading:
+    """A text of at least one word, read against passages."""
+    words = read(text)
+    questions = min(1.0, len(_QUESTION.findall(text)) / (words[-1].sentence + 1))
+    return read_answer(words, passages, questions)

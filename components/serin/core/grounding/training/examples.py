@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from serin.core.grounding.model import Reading, read_answer
-from serin.core.grounding.score import share_of_questions
+from serin.core.grounding.model import Reading
+from serin.core.grounding.score import claims_of, reading_of
 from serin.core.grounding.sites import Site
 from serin.core.grounding.training.changes import KINDS, Changed, change, names_in
 from serin.core.grounding.words import passage_of, read
@@ -40,6 +40,9 @@ class Example:
     answer: str
     context: tuple[str, ...]
     reading: Reading
+    """Of the whole answer, which is fitted on."""
+    judged: Reading
+    """Of what it claims, which is scored: ``score.claims_of``."""
     changed: tuple[Site, ...] = field(default=())
     """Of a changed answer, the sites at the change."""
     foreign: bool = True
@@ -139,14 +142,14 @@ def _example(
     source: str, group: int, kind: str, supported: bool, answer: str, context: tuple[str, ...],
     changed: Changed | None = None,
 ) -> Example | None:  # fmt: skip
-    words = read(answer)
-    if not words:
+    if not read(answer):
         return None
     passages = [passage_of(text) for text in context]
-    reading = read_answer(words, passages, share_of_questions(answer, words[-1].sentence + 1))
+    claims, reading = claims_of(answer, passages), reading_of(answer, passages)
+    judged = reading if claims in ("", answer) else reading_of(claims, passages)
     sites = _changed_sites(changed, reading) if changed else ()
     foreign = changed is None or changed.text[changed.start : changed.end] not in "\n".join(context)
-    return Example(source, group, kind, supported, answer, context, reading, sites, foreign)
+    return Example(source, group, kind, supported, answer, context, reading, judged, sites, foreign)
 
 
 def _changed_sites(changed: Changed, reading: Reading) -> tuple[Site, ...]:

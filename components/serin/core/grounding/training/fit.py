@@ -55,7 +55,7 @@ def across_files(examples: Sequence[Example]) -> dict[str, list[Scored]]:
 
 
 def _margins(model: GroundingModel, examples: Sequence[Example]) -> list[Scored]:
-    return [(one, model.margin(one.reading), model) for one in examples]
+    return [(one, model.margin(one.judged), model) for one in examples]
 
 
 def _fold(example: Example, seed: int, folds: int = NUM_FOLDS) -> int:
@@ -90,7 +90,7 @@ def _thresholds(scaled: GroundingModel, held: Sequence[Scored]) -> dict[str, flo
     worst: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for one, _, model in held:
         if one.kind == "true":
-            logits = list(zip(model.place_logits(one.reading), one.reading.sites, strict=True))
+            logits = list(zip(model.place_logits(one.judged), one.judged.sites, strict=True))
             for kind in KINDS:
                 worst[kind].append(max((logit for logit, site in logits if site.kind == kind), default=-10.0))
     found = {kind: max(0.0, float(np.quantile(values, 1 - FLAGGED_FRACTION))) for kind, values in worst.items()}

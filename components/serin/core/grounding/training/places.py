@@ -31,7 +31,7 @@ from serin.core.grounding.training.examples import Example
 PENALTY, BLEND_PENALTY = 3.3, 20.0
 """Weight of the squared weights, and of the blend's way from where it begins, against the summed loss of all rows."""
 PLACE_WEIGHTS = {"mtrag": 2.0, "tc": 0.5, "wow": 0.5, "excerpt": 0.5}
-RANKING = 1_500.0
+RANKING = 4_000.0
 """Weight of the mean loss over pairs of answers, one of them supported."""
 RANKED = {"tc": 1.0, "wow": 1.0, "mtrag": 1.0, "excerpt": 0.5}
 """The sets in each of which answers are ranked, with their weights."""
