@@ -75,19 +75,10 @@ def check(
 
 
 @app.command()
-def grounding(
-    lines: Lines,
-    output: Output,
-    fast: Annotated[
-        bool, typer.Option("--fast", help="The endpoint's default score: milliseconds a line, and sees less.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
+def grounding(lines: Lines, output: Output, as_json: AsJson = False) -> None:
     """Score how far answers rest on their passages: adds support_score and flags to each line.
 
     A line carries answer and context (a list of passages).
-
-    The deep score takes some 30 ms a line of 100 words, --fast some 6.
 
     Example: serin guard grounding --input answers.jsonl --output scored.jsonl
     """
@@ -96,13 +87,12 @@ def grounding(
     flags: Counter[str] = Counter()
 
     def scored(line: dict[str, Any], where: str) -> dict[str, Any]:
-        found = ground(_field(line, "answer", where), _passages(line, where, needed=True), deep=not fast)
+        found = ground(_field(line, "answer", where), _passages(line, where, needed=True))
         flags.update(found.flags)
         return {"support_score": found.support_score, "flags": list(found.flags)}
 
     count = _write(lines, output, scored)
-    score = "fast" if fast else "deep"
-    show({"output": str(output), "lines": count, "score": score, "flags": dict(flags)}, as_json)
+    show({"output": str(output), "lines": count, "flags": dict(flags)}, as_json)
 
 
 @app.command()

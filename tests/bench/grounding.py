@@ -1,17 +1,17 @@
 """How well the grounding score tells supported answers from others, and what it costs.
 
-python tests/bench/grounding.py [--deep] [--json] [--data DIR]
+python tests/bench/grounding.py [--json] [--data DIR]
 
 Every figure is on answers that the model was not fitted on: by folds (grouped by knowledge, or by MTRAG task) and
 across BEGIN's files.  Beside each stands the share of the answer's words that the passages hold.  Answers with one
 changed number, name or negation are made from MTRAG's references with a fixed seed; 'foreign' leaves out changes to a
-number or name of the same passages.  With
---deep, the deep score: its network has seen none of these texts, and the models over it are fitted by the same folds.
-Data: BEGIN dev and MTRAG dev in ../shared/data; two minutes, three with --deep.
+number or name of the same passages.
+Data: BEGIN dev and MTRAG dev in ../shared/data; two minutes.
 """
 
 import argparse
 import json
+import math
 import re
 import statistics
 import sys
@@ -23,11 +23,9 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import rankdata
 
-from serin.core.grounding import evidence
-from serin.core.grounding.evidence import context_of
-from serin.core.grounding.model import KINDS, GroundingModel, read_answer
-from serin.core.grounding.reader import deepened
-from serin.core.grounding.score import ground_afresh, mismatches
+from serin.core.grounding.claims import claims_of
+from serin.core.grounding.model import KINDS, GroundingModel
+from serin.core.grounding.score import ground_afresh, mismatches, reading_of
 from serin.core.grounding.training.examples import BEGIN_FILES, Example, answerable_tasks, examples
 from serin.core.grounding.training.fit import across_files, out_of_fold
 from serin.core.grounding.words import passage_of
@@ -43,24 +41,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="the JSON line alone")
     parser.add_argument("--data", type=Path, default=DATA, help="folder with begin_groundedness and mtrag_rag")
-    parser.add_argument("--deep", action="store_true", help="judge the deep score")
     options = parser.parse_args()
     if not (options.data / "begin_groundedness").is_dir():
         sys.exit(f"Error: {options.data} is not here: it holds the answers.")
-    figures = run(options.data, options.deep)
+    figures = run(options.data)
     if not options.json:
         for name, value in figures.items():
             print(f"{name:<32}{value:>10}")
     print(json.dumps(figures))
 
 
-def run(data: Path, deep: bool = False) -> dict[str, float]:
+def run(data: Path) -> dict[str, float]:
     """All figures."""
     found = examples(data)
-    if deep:
-        from serin.core.grounding.training.reader import deepened_example
-
-        found = [deepened_example(one) for one in found]
     scored, across = out_of_fold(found), across_files(found)
     figures: dict[str, float] = {}
     for file in BEGIN_FILES:
@@ -75,9 +68,9 @@ def run(data: Path, deep: bool = False) -> dict[str, float]:
     changed_true = [row for row in changed if row[0].kind == "true"]
     for kind in KINDS:
         figures[f"changed_{kind}_auc"] = auc([row for row in changed if row[0].kind in ("true", kind)])
-    figures["other_passages_auc"] = auc([*changed_true, *of_other_passages(changed_true, deep)])
+    figures["other_passages_auc"] = auc([*changed_true, *of_other_passages(changed_true)])
     figures |= flag_rates(changed)
-    return {name: round(value, 4) for name, value in (figures | latency(data, deep)).items()}
+    return {name: round(value, 4) for name, value in (figures | latency(data)).items()}
 
 
 def auc(rows: Sequence[Scored]) -> float:
@@ -103,13 +96,14 @@ def balanced_accuracy(rows: Sequence[Scored]) -> float:
     )
 
 
-def of_other_passages(rows: Sequence[Scored], deep: bool) -> list[Scored]:
+def of_other_passages(rows: Sequence[Scored]) -> list[Scored]:
     """The true answers with the passages of the next task's."""
     found = []
     for (one, _, model), (other, _, _) in zip(rows, [*rows[1:], rows[0]], strict=True):
-        reading = read_answer(one.judged.words, [passage_of(text) for text in other.context], 0.0)
-        reading = deepened(reading, one.answer, other.context) if deep else reading
-        found.append((replace(one, supported=False, context=other.context), model.margin(reading), model))
+        passages = [passage_of(text) for text in other.context]
+        claims = claims_of(one.answer, passages)
+        margin = model.margin(reading_of(claims, passages)) if claims else math.inf
+        found.append((replace(one, supported=False, context=other.context), margin, model))
     return found
 
 
@@ -117,13 +111,13 @@ def flag_rates(rows: Sequence[Scored]) -> dict[str, float]:
     """Share of true answers with any mismatch flag, and of changed ones with the flag of their change."""
     found: dict[str, list[bool]] = {}
     for one, _, model in rows:
-        flags = mismatches(model, one.judged, model.place_logits(one.judged))
+        flags = mismatches(model, one.judged, model.place_logits(one.judged)) if one.judged else set()
         wanted = {"number": "number_mismatch", "name": "name_mismatch"}.get(one.kind, "negation_mismatch")
         found.setdefault(one.kind, []).append(bool(flags) if one.kind == "true" else wanted in flags)
     return {f"flagged_{kind}": statistics.fmean(values) for kind, values in found.items()}
 
 
-def latency(data: Path, deep: bool) -> dict[str, float]:
+def latency(data: Path) -> dict[str, float]:
     """CPU milliseconds for an answer of 100 words with five passages: read for the first time, and seen before."""
     found = [one for one in examples(data) if one.source == "mtrag" and one.kind == "true"]
     corpus = [text for one in found for text in one.context]
@@ -135,11 +129,9 @@ def latency(data: Path, deep: bool) -> dict[str, float]:
             continue
         context = [*one.context, *corpus[number:]][:NUM_PASSAGES]
         passage_of.cache_clear()
-        context_of.cache_clear()
-        evidence._sentences.cache_clear()
         for times in (cold, warm, warm, warm):
             started = time.thread_time()
-            ground_afresh(answer, context, deep=deep)
+            ground_afresh(answer, context)
             times.append((time.thread_time() - started) * 1000)
     return {
         "cold_cpu_ms_p50": statistics.median(cold), "cold_cpu_ms_p95": float(np.quantile(cold, 0.95)),

@@ -21,6 +21,7 @@ _UNKNOWING = re.compile(
         (
             rf"(?P<lack>(?:i|we) (?:{_LACK}(?: \w+)? have\b(?: (?!to\b)\w+){{0,4}} (?:{_KNOWLEDGE})\b|"
             rf"have no (?:\w+ ){{0,3}}(?:{_KNOWLEDGE}|data|record))|"
+            rf"i(?:'m| am)? ?{_CANNOT}(?: \w+){{0,2}} (?:{_TELL})(?: \w+){{0,3}} (?:{_KNOWLEDGE})\b|"
             r"je (?:n'ai|ne dispose) (?:pas|d'aucune|aucune?)\b.{0,40}\b(?:informations?|réponses?|détails?)\b)",
             rf"i(?:'m| am)? ?{_CANNOT}(?: \w+){{0,2}} (?:{_TELL})\b",
             r"(?:i|we) do(?: not|n't)(?: \w+)? know\b",
@@ -77,6 +78,8 @@ class Abstention(NamedTuple):
     start: int
     end: int
     """Characters of the answer."""
+    said: int
+    """Where the phrase ends and what is not known begins."""
     is_lack: bool
     """Whether it says that information is lacking, as an assistant does; not 'I don't know' or 'I'm not sure'."""
 
@@ -110,5 +113,5 @@ def abstentions(answer: str) -> list[Abstention]:
         apology = _APOLOGY.match(text, sentence, said.start())
         after = _NEXT_CLAIM.search(text, said.end())
         end = said.end() if _COMMA.match(text, said.end()) else after.start() if after else len(text)
-        found.append(Abstention(sentence if apology else said.start(), end, said["lack"] is not None))
+        found.append(Abstention(sentence if apology else said.start(), end, said.end(), said["lack"] is not None))
     return found

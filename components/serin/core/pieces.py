@@ -1,6 +1,6 @@
 """Word pieces and what each means: MiniLM's tokenizer, and a fixed vector of 64 numbers for each piece.
 
-The small networks of the rails and of the grounding score start from both.  RAILS.md says how the table was made.
+The small networks of the rails start from both.  RAILS.md says how the table was made.
 """
 
 from functools import lru_cache

@@ -161,8 +161,6 @@ class GroundednessRail(Section):
     """What happens to an answer with a low support score."""
     min_score: float | None = Field(default=None, ge=0, le=1)
     """Support score below which an answer is not supported; null is the score's own."""
-    score: Literal["fast", "deep"] = "fast"
-    """Which score judges: deep sees more changed facts and takes tens of milliseconds an answer, fast a few."""
     numbers: AnswerAction = "flag"
     """What happens to an answer with a number or price that the passages do not say, or say of something else."""
     negations: AnswerAction = "flag"

@@ -200,11 +200,10 @@ class Guardrails:
         rail = self.policy.groundedness
         if {rail.action, rail.numbers, rail.negations, rail.names} == {"off"}:
             return []
-        deep = rail.score == "deep"
-        grounding = ground(text, context, deep=deep)
+        grounding = ground(text, context)
         flags = set(grounding.flags)
         if said and flags & {"number_mismatch", "price_mismatch"}:
-            flags -= {"number_mismatch", "price_mismatch"} - set(ground(text, [*context, *said], deep=deep).flags)
+            flags -= {"number_mismatch", "price_mismatch"} - set(ground(text, [*context, *said]).flags)
         scores["support_score"] = grounding.support_score
         scores |= dict.fromkeys(sorted(flags - {"unsupported"}), 1.0)
         low = "unsupported" in flags if rail.min_score is None else grounding.support_score < rail.min_score

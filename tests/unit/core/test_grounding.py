@@ -9,8 +9,9 @@ import pytest
 
 from serin.core.errors import InputError
 from serin.core.grounding import FLAGS, ground
+from serin.core.grounding.claims import claims_of
 from serin.core.grounding.model import WEIGHTS, GroundingModel, shipped_model
-from serin.core.grounding.score import Grounding, claims_of, ground_afresh
+from serin.core.grounding.score import Grounding, ground_afresh
 from serin.core.grounding.training.changes import KINDS, change
 from serin.core.grounding.words import passage_of, read
 
@@ -113,7 +114,9 @@ def test_the_edges_are_defined():
     [
         "I'm sorry, I don't have that information.",
         "Unfortunately, I could not find details on the lid.",
-        "Yes, I don't know much about kettles. I'm not sure whether it costs 89 EUR.",
+        "Yes, I don't know much about kettles. I'm not sure whether it is safe.",
+        "Hello! Which of the kettles are you referring to?",
+        "Can you be more specific about which kettle you are looking for?",
         "Je suis désolé, mais je n'ai pas d'informations sur ce point.",
     ],
 )
@@ -135,6 +138,9 @@ def test_beside_a_lack_of_information_the_rest_is_judged():
         "I can't tell you how happy I am that the kettle costs 98 EUR.",
         "We cannot deliver orders to Lyon.",
         "I do not have no information that the kettle is red.",
+        "I'm not sure why Oskar Brandt sells green kettles in Graz.",
+        "Did you know that tomatoes grow on a balcony in Graz?",
+        "Do you mean that the kettle costs 98 EUR?",
     ],
 )
 def test_a_claim_beside_or_in_the_form_of_not_knowing_is_judged(answer: str):

@@ -79,11 +79,7 @@ def test_grounding_adds_a_score_and_flags(tmp_path: Path):
     assert (true["n"], true["flags"]) == (1, [])
     assert {"number_mismatch", "price_mismatch"} <= set(false["flags"])
     assert false["support_score"] < true["support_score"]
-    assert true["support_score"] == ground(true["answer"], context, deep=True).support_score
-    guard("grounding", "--fast", "--input", lines, "--output", tmp_path / "fast.jsonl")
-    assert [line["support_score"] for line in read(tmp_path / "fast.jsonl")] == [
-        ground(line["answer"], context).support_score for line in (true, false)
-    ]
+    assert true["support_score"] == ground(true["answer"], context).support_score
 
 
 @pytest.mark.parametrize(

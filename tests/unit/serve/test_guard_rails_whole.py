@@ -6,7 +6,6 @@ import time
 import pytest
 
 from serin.core.errors import ConfigError
-from serin.core.grounding import ground
 from serin.core.policy import SAFE_ANSWER, GuardrailPolicy
 from serin.serve.guard_findings import Leak
 from serin.serve.guardrails import Guardrails, OutputGuard
@@ -101,16 +100,6 @@ def test_a_supported_answer_passes_and_its_score_is_told():
     verdict = rails().finish_answer("The Alpine kettle holds two litres.", CONTEXT)
     assert verdict.actions == ()
     assert verdict.scores["support_score"] > 0.7
-
-
-def test_the_policy_chooses_the_score_that_judges():
-    answer = "The Alpine kettle holds two litres, and its lid is green."
-    fast, deep = (
-        rails(groundedness={"score": name}).finish_answer(answer, CONTEXT).scores for name in ("fast", "deep")
-    )
-    assert fast["support_score"] == ground(answer, CONTEXT).support_score
-    assert deep["support_score"] == ground(answer, CONTEXT, deep=True).support_score
-    assert fast != deep
 
 
 def test_groundedness_can_block_or_answer_safely_and_needs_passages():

@@ -14,11 +14,10 @@ from safetensors.numpy import save_file
 
 from serin.core.errors import InputError
 from serin.core.grounding.overlap import OVERLAP_FEATURES, overlap_features
-from serin.core.grounding.sites import DEEP_FEATURES, SITE_FEATURES, Sentence, Site, sentences_of, sites_of
+from serin.core.grounding.sites import SITE_FEATURES, Sentence, Site, abbreviations, sentences_of, sites_of
 from serin.core.grounding.words import Passage, Word
 
 WEIGHTS = Path(__file__).parent / "weights.safetensors"
-DEEP_WEIGHTS = Path(__file__).parent / "deep.safetensors"
 KINDS = tuple(SITE_FEATURES)
 
 SHORT_LOG_WORDS = 3.4
@@ -44,7 +43,8 @@ class Reading:
 def read_answer(words: Sequence[Word], passages: Sequence[Passage], questions: float) -> Reading:
     """Features of an answer of at least one word; ``questions`` is the share of its sentences that ask."""
     sentences = sentences_of(words, passages)
-    sites = tuple(site for sentence in sentences for site in sites_of(sentence, passages))
+    told = abbreviations(words)
+    sites = tuple(site for sentence in sentences for site in sites_of(sentence, passages, told))
     return Reading(tuple(words), tuple(sentences), overlap_features(words, sentences, passages, questions), sites)
 
 
@@ -129,15 +129,14 @@ class GroundingModel:
         arrays = {"overlap": _row(self.overlap)} | {kind: _row(model) for kind, model in self.sites.items()}
         arrays["scaling"] = np.array([self.scale, self.offset])
         arrays["blend"] = np.array(astuple(self.blend))
-        is_deep = len(self.sites[KINDS[0]].weights) == len(DEEP_FEATURES[KINDS[0]])
-        names = {"overlap": OVERLAP_FEATURES, **(DEEP_FEATURES if is_deep else SITE_FEATURES)}
+        names = {"overlap": OVERLAP_FEATURES, **SITE_FEATURES}
         described = {"features": names, "thresholds": dict(self.thresholds), **about}
         metadata = {"model": json.dumps(described, sort_keys=True)}  # one entry: the order of several would vary
         save_file({name: array.astype(np.float32) for name, array in arrays.items()}, path, metadata=metadata)
 
     @classmethod
-    def load(cls, path: Path = WEIGHTS, site_features: Mapping[str, Sequence[str]] = SITE_FEATURES) -> Self:
-        """Read what ``save`` wrote of a model over these features of places.
+    def load(cls, path: Path = WEIGHTS) -> Self:
+        """Read what ``save`` wrote.
 
         Raises:
             InputError: the file was trained on other features.
@@ -145,7 +144,7 @@ class GroundingModel:
         with safe_open(path, framework="numpy") as stream:
             arrays = {name: stream.get_tensor(name).astype(np.float64) for name in stream.keys()}  # noqa: SIM118
             described = json.loads((stream.metadata() or {}).get("model", "{}"))
-        wanted = {"overlap": list(OVERLAP_FEATURES)} | {kind: list(names) for kind, names in site_features.items()}
+        wanted = {"overlap": list(OVERLAP_FEATURES)} | {kind: list(names) for kind, names in SITE_FEATURES.items()}
         if described.get("features") != wanted:
             raise InputError(f"{path.name} was trained on other features: run python -m serin.core.grounding.training.")
         models = {name: Linear(array[:-1], float(array[-1])) for name, array in arrays.items() if name in wanted}
@@ -164,12 +163,6 @@ def shortness(num_words: int) -> float:
 def shipped_model() -> GroundingModel:
     """The model that comes with the package, read once."""
     return GroundingModel.load()
-
-
-@cache
-def shipped_deep_model() -> GroundingModel:
-    """The model over the reader's features too, read once."""
-    return GroundingModel.load(DEEP_WEIGHTS, DEEP_FEATURES)
 
 
 def _row(model: Linear) -> np.ndarray:

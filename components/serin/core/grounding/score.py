@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from serin.core.abstention import Abstention, abstentions
-from serin.core.grounding.model import GroundingModel, Reading, read_answer, shipped_deep_model, shipped_model
+from serin.core.grounding.claims import claims_of
+from serin.core.grounding.model import GroundingModel, Reading, read_answer, shipped_model
 from serin.core.grounding.words import Passage, passage_of, read
 
 FLAGS = ("number_mismatch", "price_mismatch", "name_mismatch", "negation_mismatch", "unsupported")
@@ -35,13 +35,13 @@ class Grounding:
     """Some of ``FLAGS``, in their order."""
 
 
-def ground(answer: str, context: Sequence[str], *, deep: bool = False) -> Grounding:
+def ground(answer: str, context: Sequence[str]) -> Grounding:
     """``ground_afresh``, remembered for the last answers: the rails and the endpoint's events ask for the same ones."""
-    return _remembered(answer, tuple(context), deep)
+    return _remembered(answer, tuple(context))
 
 
-def ground_afresh(answer: str, context: Sequence[str], *, deep: bool = False) -> Grounding:
-    """Compare an answer with the passages that it should rest on; ``deep`` takes ten times as long and sees more.
+def ground_afresh(answer: str, context: Sequence[str]) -> Grounding:
+    """Compare an answer with the passages that it should rest on.
 
     Words, runs of words, numbers by value, names, and negations at the places that correspond; it sees invented and
     swapped facts, and not a false statement made of right words in another order.  An empty answer, and one without
@@ -56,11 +56,7 @@ def ground_afresh(answer: str, context: Sequence[str], *, deep: bool = False) ->
     if not claims:
         return Grounding(1.0)
     reading = reading_of(claims, passages)
-    model = shipped_deep_model() if deep else shipped_model()
-    if deep:
-        from serin.core.grounding.reader import deepened
-
-        reading = deepened(reading, answer, context)
+    model = shipped_model()
     logits = model.place_logits(reading)
     score = round(model.score(model.margin(reading, logits)), 4)
     found = mismatches(model, reading, logits)
@@ -70,8 +66,8 @@ def ground_afresh(answer: str, context: Sequence[str], *, deep: bool = False) ->
 
 
 @lru_cache(maxsize=REMEMBERED_ANSWERS)
-def _remembered(answer: str, context: tuple[str, ...], deep: bool) -> Grounding:
-    return ground_afresh(answer, context, deep=deep)
+def _remembered(answer: str, context: tuple[str, ...]) -> Grounding:
+    return ground_afresh(answer, context)
 
 
 def mismatches(model: GroundingModel, reading: Reading, logits: Sequence[float]) -> set[str]:
@@ -87,32 +83,6 @@ def mismatches(model: GroundingModel, reading: Reading, logits: Sequence[float])
         ):
             found.add("price_mismatch")
     return found
-
-
-def claims_of(answer: str, passages: Sequence[Passage]) -> str:
-    """An answer, as long as before, without where it says that information is lacking; nothing when it claims nothing.
-
-    So does one of conversation only ("Yes."), and one that says of its speaker only that it does not know.  What holds
-    a number that no passage holds, or negates twice, is a claim: it may say more than that.
-    """
-    abstained = [one for one in abstentions(answer) if _is_plain(answer[one.start : one.end], passages)]
-    idle = ("chat", "self", "stop") if abstained else ("chat",)
-    if all(word.kind in idle for word in read(_blanked(answer, abstained))):
-        return ""
-    return _blanked(answer, [one for one in abstained if one.is_lack])
-
-
-def _blanked(answer: str, clauses: Sequence[Abstention]) -> str:
-    for one in clauses:
-        answer = answer[: one.start] + " " * (one.end - one.start) + answer[one.end :]
-    return answer
-
-
-def _is_plain(clause: str, passages: Sequence[Passage]) -> bool:
-    words = read(clause)
-    numbers = [word.stem for word in words if word.kind == "number"]
-    is_held = all(any(number in passage.places for passage in passages) for number in numbers)
-    return is_held and sum(word.kind == "negation" for word in words) < 2
 
 
 def reading_of(text: str, passages: Sequence[Passage]) -> Reading:

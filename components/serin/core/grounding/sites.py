@@ -91,9 +91,6 @@ SITE_FEATURES = {
     "number": NUMBER_FEATURES, "name": NAME_FEATURES, "negation": NEGATION_FEATURES, "removal": REMOVAL_FEATURES
 }  # fmt: skip
 """Names of the features by kind of site."""
-READER_FEATURES = ("reads_false", "reads_unsupported", "reads_doubtful", "left_false", "right_false", "false_absent")
-"""What the deep score adds (``reader``): logits by 4, of the word, of its neighbours, and where the word is absent."""
-DEEP_FEATURES = {kind: (*names, *READER_FEATURES) for kind, names in SITE_FEATURES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +126,21 @@ def sentences_of(words: Sequence[Word], passages: Sequence[Passage]) -> list[Sen
     return found
 
 
-def sites_of(sentence: Sentence, passages: Sequence[Passage]) -> list[Site]:
-    """All sites of a sentence."""
+def abbreviations(words: Sequence[Word]) -> frozenset[str]:
+    """Stems of the words that are short for what stands before them: "Department of Homeland Security (DHS)"."""
+    found = set()
+    for place, word in enumerate(words):
+        size = len(word.text)
+        if size > 1 and word.text.isupper():
+            before = words[max(0, place - 2 * size) : place]
+            content = [other for other in before if other.kind != "stop"]
+            if any("".join(one.text[0] for one in row[-size:]).upper() == word.text for row in (before, content)):
+                found.add(word.stem)
+    return frozenset(found)
+
+
+def sites_of(sentence: Sentence, passages: Sequence[Passage], told: frozenset[str] = frozenset()) -> list[Site]:
+    """All sites of a sentence; ``told`` are the answer's ``abbreviations``."""
     sites: list[Site] = []
     removal: Site | None = None
     for place, word in enumerate(sentence.words):
@@ -138,7 +148,7 @@ def sites_of(sentence: Sentence, passages: Sequence[Passage]) -> list[Site]:
         if word.kind == "number":
             sites.append(Site("number", at, _number(sentence, place, passages)))
         elif word.kind == "name" or (word.kind == "word" and place == 0 and word.text[0].isupper()):
-            sites.append(Site("name", at, _name(sentence, place, passages)))
+            sites.append(Site("name", at, _name(sentence, place, passages, told)))
         elif word.kind == "negation":
             sites.append(Site("negation", at, _negation(sentence, place, passages)))
         if word.kind in ("word", "stop") and (features := _removal(sentence, place, passages)):
@@ -167,11 +177,12 @@ def _number(sentence: Sentence, place: int, passages: Sequence[Passage]) -> tupl
     )  # fmt: skip
 
 
-def _name(sentence: Sentence, place: int, passages: Sequence[Passage]) -> tuple[float, ...]:
+def _name(sentence: Sentence, place: int, passages: Sequence[Passage], told: frozenset[str]) -> tuple[float, ...]:
     words, share = sentence.words, sentence.window.share
     word = words[place]
     held = [passage.places.get(word.stem, ())[:MOST_PLACES] for passage in passages]
-    absent = not any(held)
+    initials = not any(held) and (word.stem in told or _initials(words, place, passages))
+    absent = not any(held) and not initials
     prefix = absent and any(word.stem[:5] in passage.beginnings for passage in passages)
     left, right = _neighbour(words, place, -1), _neighbour(words, place, 1)
     left_bound, right_bound = _bound(held, left, passages, -1), _bound(held, right, passages, 1)
@@ -180,13 +191,13 @@ def _name(sentence: Sentence, place: int, passages: Sequence[Passage]) -> tuple[
     run = [side for side in (place - 1, place + 1) if 0 <= side < len(words) and words[side].kind == "name"]
     joined = [_touching(held, words[side].stem, passages) for side in run]
     return (
-        float(absent and not prefix), float(prefix), float(not absent and not _inside(sentence.window, held)),
-        float(right_bound), float(left_bound), float(not absent and not left_bound and not right_bound),
+        float(absent and not prefix), float(prefix), float(any(held) and not _inside(sentence.window, held)),
+        float(right_bound), float(left_bound), float(any(held) and not left_bound and not right_bound),
         float(conflict > 0 and not (left_bound or right_bound)), float(conflict > 1), float(place == 0),
         float(any(map(str.isdigit, word.text))), float(bool(run)), float(bool(run) and not all(joined)),
-        share, absent * share, 0.0 if absent else _local_share(sentence, held, passages),
+        share, absent * share, 0.0 if not any(held) else _local_share(sentence, held, passages),
         float(_window_free(sentence, passages, "name")), float(rival), float(rival and absent),
-        float(absent and _initials(words, place, passages)), *_exactly(words, place, passages, "name"),
+        float(initials), *_exactly(words, place, passages, "name"),
     )  # fmt: skip
 
 
@@ -291,10 +302,7 @@ def _inside(window: Window, held: Sequence[Sequence[int]]) -> bool:
 
 
 def _initials(words: Sequence[Word], place: int, passages: Sequence[Passage]) -> bool:
-    """Whether the name is short for the words before it, or is one of a run whose initials a passage holds."""
-    word = words[place].text
-    if word.isupper() and len(word) > 1:
-        return "".join(other.text[0] for other in words[max(0, place - len(word)) : place]).upper() == word
+    """Whether the name is one of a run whose initials a passage holds."""
     first = place
     while first > 0 and words[first - 1].text[0].isupper():
         first -= 1

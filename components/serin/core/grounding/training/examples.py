@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from serin.core.grounding.claims import claims_of
 from serin.core.grounding.model import Reading
-from serin.core.grounding.score import claims_of, reading_of
+from serin.core.grounding.score import reading_of
 from serin.core.grounding.sites import Site
 from serin.core.grounding.training.changes import KINDS, Changed, change, names_in
 from serin.core.grounding.words import passage_of, read
@@ -41,8 +42,8 @@ class Example:
     context: tuple[str, ...]
     reading: Reading
     """Of the whole answer, which is fitted on."""
-    judged: Reading
-    """Of what it claims, which is scored: ``score.claims_of``."""
+    judged: Reading | None
+    """Of what it claims (``claims.claims_of``), which is scored; None when it claims nothing."""
     changed: tuple[Site, ...] = field(default=())
     """Of a changed answer, the sites at the change."""
     foreign: bool = True
@@ -146,7 +147,7 @@ def _example(
         return None
     passages = [passage_of(text) for text in context]
     claims, reading = claims_of(answer, passages), reading_of(answer, passages)
-    judged = reading if claims in ("", answer) else reading_of(claims, passages)
+    judged = reading if claims == answer else reading_of(claims, passages) if claims else None
     sites = _changed_sites(changed, reading) if changed else ()
     foreign = changed is None or changed.text[changed.start : changed.end] not in "\n".join(context)
     return Example(source, group, kind, supported, answer, context, reading, judged, sites, foreign)

@@ -1,5 +1,6 @@
 """Fits the grounding score, and evaluates it on answers that it was not fitted on."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -26,9 +27,8 @@ def fit(examples: Sequence[Example]) -> GroundingModel:
     held: list[Scored] = []
     for fold in range(INNER_FOLDS):
         model = _unscaled([one for one in examples if _fold(one, THRESHOLD_SEED, INNER_FOLDS) != fold])
-        held += _margins(
-            model, [one for one in examples if _fold(one, THRESHOLD_SEED, INNER_FOLDS) == fold and _is_ranked(one)]
-        )
+        inside = [one for one in examples if _fold(one, THRESHOLD_SEED, INNER_FOLDS) == fold and _is_ranked(one)]
+        held += _margins(model, [one for one in inside if one.judged])
     margins = np.array([margin for _, margin, _ in held])
     supported = np.array([one.supported for one, _, _ in held], float)
     scaling = _logistic(margins[:, None], supported, _balanced([one for one, _, _ in held]), 0.1)
@@ -55,7 +55,8 @@ def across_files(examples: Sequence[Example]) -> dict[str, list[Scored]]:
 
 
 def _margins(model: GroundingModel, examples: Sequence[Example]) -> list[Scored]:
-    return [(one, model.margin(one.judged), model) for one in examples]
+    """Of an answer that claims nothing infinite: it scores 1."""
+    return [(one, model.margin(one.judged) if one.judged else math.inf, model) for one in examples]
 
 
 def _fold(example: Example, seed: int, folds: int = NUM_FOLDS) -> int:
@@ -89,7 +90,7 @@ def _overlap(examples: Sequence[Example]) -> Linear:
 def _thresholds(scaled: GroundingModel, held: Sequence[Scored]) -> dict[str, float]:
     worst: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for one, _, model in held:
-        if one.kind == "true":
+        if one.kind == "true" and one.judged:
             logits = list(zip(model.place_logits(one.judged), one.judged.sites, strict=True))
             for kind in KINDS:
                 worst[kind].append(max((logit for logit, site in logits if site.kind == kind), default=-10.0))
