@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from serin.core.text import _PLAIN, is_refusal, normalise
+from serin.core.text import PLAIN, is_refusal, normalise
 
 _CANNOT = r"(?:can(?:no|')t|can not|could(?:n't| not)|(?:am|are|'m|'re|was|were)(?: not able|n't able| unable) to)"
 _LACK = r"(?:do(?:es)?(?: not|n't)|did(?: not|n't))"
@@ -102,7 +102,7 @@ def abstentions(answer: str) -> list[Abstention]:
 
     An apology before it belongs to it, and what is not known ("about prices"), up to the next claim ("but ...").
     """
-    text = re.sub(r"\s", " ", answer.translate(_PLAIN))  # as long as the answer
+    text = re.sub(r"\s", " ", answer.translate(PLAIN))  # as long as the answer
     found: list[Abstention] = []
     for speaker in _SPEAKER.finditer(text):
         said = _UNKNOWING.match(text, speaker.start())

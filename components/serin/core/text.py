@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Sequence
 from decimal import Decimal
 
-_PLAIN = str.maketrans(
+PLAIN = str.maketrans(
     {"’": "'", "‘": "'", "ʼ": "'", "“": '"', "”": '"', "«": '"', "»": '"', "–": "-", "—": "-", "‑": "-", "−": "-"}
 )
+"""For ``str.translate``: typographic quotes and dashes as typed ones, character for character."""
 _SPACE = "[ \u00a0\u2009\u202f]"
 _NUMBER = re.compile(rf"(?<!\d)[1-9]\d{{0,2}}(?:{_SPACE}\d{{3}})+(?!\d)(?:,\d+(?!\d))?|\d+(?:[.,']\d+)*")
 _TOKEN = re.compile(rf"(?<!\w)(?P<number>{_NUMBER.pattern})(?!\w)|[^\W_]+")
@@ -40,7 +41,7 @@ _REFUSALS = re.compile(
         (
             rf"\b(?:i|we) ?{_CANNOT}(?: \w+)? {_TELL}\b",
             rf"\bi ?{_CANNOT}(?: \w+)? {_HELP}\b",
-            r"\b(?:i|we) (?:do not|don't) (?:know|have (?:that|this|the|any|enough) (?:\w+ )?information)\b",
+            r"\b(?:i|we) (?:do not|don't) (?:know|have (?:\w+ ){0,2}information)\b",
             r"\b(?:passages?|documents?|information) (?:do|does)(?: not|n't) (?:say|mention|cover|contain|tell)\b",
             r"\b(?:no|not) (?:information|mentioned|stated)\b.{0,40}\b(?:passages?|documents?|available)\b",
             r"\bje ne (?:trouve|sais|peux|vois|suis)(?: \w+)? pas\b|\bje ne (?:trouve|sais|peux|vois|suis) pas\b",
@@ -55,7 +56,7 @@ _REFUSALS = re.compile(
 
 def normalise(text: str) -> str:
     """Compatibility form (NFKC), folded case, plain quotes and dashes, single spaces."""
-    return " ".join(unicodedata.normalize("NFKC", text.translate(_PLAIN)).casefold().split())
+    return " ".join(unicodedata.normalize("NFKC", text.translate(PLAIN)).casefold().split())
 
 
 def words(text: str) -> list[str]:
@@ -93,7 +94,7 @@ def numbers(text: str) -> list[str]:
     A comma before exactly three digits groups thousands, any other single separator is decimal; spaces and
     apostrophes group thousands.  Signs, currencies and units are left out; dates give their parts.
     """
-    return [value for match in _NUMBER.finditer(text.translate(_PLAIN)) for value in _values(match[0])]
+    return [value for match in _NUMBER.finditer(text.translate(PLAIN)) for value in _values(match[0])]
 
 
 def support_score(answer: str, passages: Sequence[str]) -> float:

@@ -86,6 +86,7 @@ def test_support_score_at_its_edges():
         "I'm sorry, I don't know.",
         "We don't have that information.",
         "I do not have any information about this.",
+        "I do not have specific information about that model.",
         "The passages do not say.",
         "Je ne trouve pas cette information ; un collègue vous aidera.",
         "Je n’ai pas cette information.",

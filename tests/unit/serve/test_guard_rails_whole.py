@@ -9,6 +9,7 @@ from serin.core.errors import ConfigError
 from serin.core.policy import SAFE_ANSWER, GuardrailPolicy
 from serin.serve.guard_findings import Leak
 from serin.serve.guardrails import Guardrails, OutputGuard
+from serin.serve.rails import injection
 
 KETTLE = "The Alpine kettle holds two litres and boils in four minutes. It costs 89.00 EUR. Its lid is not washable."
 CONTEXT = [KETTLE]
@@ -175,12 +176,14 @@ def test_the_cost_of_a_stream_grows_with_its_length_only():
     assert long < 8 * short * 2.5
 
 
-def test_a_passage_that_comes_again_is_not_judged_again():
+def test_a_passage_that_comes_again_is_not_judged_again(monkeypatch: pytest.MonkeyPatch):
+    judged: list[str] = []
+    score = injection.score_passage
+    monkeypatch.setattr(injection, "score_passage", lambda text: judged.append(text) or score(text))
     guarded, text = rails(), KETTLE * 10
     first = guarded.check("retrieval", text)
-    again = guarded.check("retrieval", text)
-    assert again.scores == first.scores
-    assert again.rails["injection"] <= max(first.rails["injection"], 1.0)
+    assert guarded.check("retrieval", text).scores == first.scores
+    assert judged == [text]
 
 
 def test_a_passage_that_only_the_classifier_finds_is_flagged_and_kept() -> None:

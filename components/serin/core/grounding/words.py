@@ -150,7 +150,7 @@ _Token = tuple[str, str, Kind, int, bool]
 
 def _tokens(text: str) -> list[_Token]:
     """The fields of ``Word`` for each word: plain tuples, because passages are long."""
-    plain = unicodedata.normalize("NFKC", text[:PASSAGE_CHARS_LIMIT].translate(lexical._PLAIN))
+    plain = unicodedata.normalize("NFKC", text[:PASSAGE_CHARS_LIMIT].translate(lexical.PLAIN))
     if "n't" in plain or "annot" in plain:
         plain = _CONTRACTED.sub(lambda match: _FULL.get((match[1] or match[2] or "").lower(), " not"), plain)
     plain = _NOT_ONLY.sub("", _ENUMERATION.sub("", plain))
