@@ -24,6 +24,7 @@ _UNKNOWING = re.compile(
             rf"i(?:'m| am)? ?{_CANNOT}(?: \w+){{0,2}} (?:{_TELL})(?: \w+){{0,3}} (?:{_KNOWLEDGE})\b|"
             r"je (?:n'ai|ne dispose) (?:pas|d'aucune|aucune?)\b.{0,40}\b(?:informations?|réponses?|détails?)\b)",
             rf"i(?:'m| am)? ?{_CANNOT}(?: \w+){{0,2}} (?:{_TELL})\b",
+            rf"(?:i|we)(?:'m| am| are)? ?{_CANNOT}(?: \w+)? (?:help|assist)\b(?! (?:but|it)\b)",
             r"(?:i|we) do(?: not|n't)(?: \w+)? know\b",
             rf"i {_LACK}(?: \w+)? have\b(?: (?!to\b)\w+){{0,4}} (?:data|enough|context|access)\b",
             r"(?:i'm|i am|we're|we are) not (?:\w+ )?(?:sure|certain|aware|familiar)\b",

@@ -113,6 +113,7 @@ def test_the_edges_are_defined():
     "answer",
     [
         "I'm sorry, I don't have that information.",
+        "Sorry, we are unable to help you with that request.",
         "Unfortunately, I could not find details on the lid.",
         "Yes, I don't know much about kettles. I'm not sure whether it is safe.",
         "Hello! Which of the kettles are you referring to?",
