@@ -1,6 +1,6 @@
 """The input rails on public data: what they catch, what they block wrongly, and how long they take.
 
-Run: python tests/bench/rails_inputs.py [--data DIR]   (half a minute on one core; the last line is JSON)
+Run: python tests/bench/rails_inputs.py [--data DIR]   (two minutes on one core; the last line is JSON)
 No text tested here was trained on, but for XSTest, whose figures come from serin.serve.rails.training.harm (kinds left
 out in turn) and are only repeated for the shipped weights as a check; serve/rails/RAILS.md says which set serves what.
 """
@@ -50,6 +50,12 @@ def direct(data: Path) -> dict[str, float]:
         "mtrag_questions": sets.mtrag_questions(data),
         "xstest_safe": [row["prompt"] for row in sets.xstest(data) if row["label"] == "safe"],
     }
+    for name, texts in sets.held_out().items():
+        kind = "false" if name.startswith("clean") else "found"
+        scores_of = np.array([injection.score(text) for text in texts])
+        found[f"injection_{kind}_by_hand_{name}"] = _share(scores_of, injection.DEFAULT_THRESHOLD)
+    mails = np.array([injection.score(text) for text in dict.fromkeys(sets.bipia_contexts(data))])
+    found["injection_false_long_emails"] = _share(mails, injection.DEFAULT_THRESHOLD)
     scores = {name: np.array([injection.score(text) for text in texts]) for name, texts in clean.items()}
     found |= {f"injection_false_{name}": _share(one, injection.DEFAULT_THRESHOLD) for name, one in scores.items()}
     pooled = np.concatenate(list(scores.values()))

@@ -214,7 +214,7 @@ def test_moving_weights_does_not_wait_for_a_load_and_the_load_is_given_up(canary
 
 
 def test_a_rollback_moves_every_session_within_a_second_and_fails_none_under_way(canary: Canary) -> None:
-    text = " ".join(f"word{number}" for number in range(16))
+    text = " ".join(["one two three four five six seven eight"] * 2)
     sessions = [f"u{number}" for number in range(50)]
     canary.split(100)
     canary.candidate.delay_s = 0.1

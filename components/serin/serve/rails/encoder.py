@@ -37,14 +37,17 @@ def pieces(text: str) -> tuple[int, ...]:
     return tuple(tokenizer().encode(text, add_special_tokens=False).ids)
 
 
-def windows(ids: Sequence[int], stride: int = WINDOW * 3 // 4) -> list[Sequence[int]]:
+def windows(ids: Sequence[int]) -> list[Sequence[int]]:
     """Cut ids into overlapping windows that together hold each piece; too many are thinned out evenly."""
-    if len(ids) <= WINDOW:
-        return [ids]
-    starts = [*range(0, len(ids) - WINDOW, stride), len(ids) - WINDOW]
-    if len(starts) > MAX_WINDOWS:
-        starts = [starts[i] for i in np.linspace(0, len(starts) - 1, MAX_WINDOWS).astype(int)]
-    return [ids[start : start + WINDOW] for start in starts]
+    begins = starts(len(ids))
+    if len(begins) > MAX_WINDOWS:
+        begins = [begins[i] for i in np.linspace(0, len(begins) - 1, MAX_WINDOWS).astype(int)]
+    return [ids[start : start + WINDOW] for start in begins]
+
+
+def starts(length: int, stride: int = WINDOW * 3 // 4) -> list[int]:
+    """Where the windows begin that together hold a row of word pieces."""
+    return [*range(0, length - WINDOW, stride), max(0, length - WINDOW)]
 
 
 @lru_cache(maxsize=4)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from serin.core.pieces import table
-from serin.serve.rails import encoder
+from serin.serve.rails import encoder, twostep
 from serin.serve.rails.normal import readings
 from serin.serve.rails.sentences import MAX_SENTENCES, sentences
 
@@ -20,10 +20,10 @@ SENTENCE_PIECES = 48
 def score(text: str) -> float:
     """Probability-like score in [0, 1] that a user's turn is an injection or a jailbreak.
 
-    Each reading of the text (see ``rails.normal``) is judged in windows of 64 word pieces; the highest score counts.
+    Each reading of the text (see ``rails.normal``) is judged in windows of 64 word pieces, in two steps
+    (``rails.twostep``); the highest score counts.
     """
-    weights = encoder.load("injection")
-    return encoder.sigmoid(turn_logit(text, weights) - float(weights["offset"][0]))
+    return encoder.sigmoid(twostep.logit(text, encoder.load("injection")))
 
 
 def score_passage(text: str) -> float:
@@ -33,11 +33,6 @@ def score_passage(text: str) -> float:
     """
     weights = encoder.load("passage")
     return encoder.sigmoid(passage_logit(text, weights) - float(weights["offset"][0]))
-
-
-def turn_logit(text: str, weights: Mapping[str, np.ndarray]) -> float:
-    """The network's output for a turn; very low for a text without a word."""
-    return encoder.highest(text, weights)
 
 
 def passage_logit(text: str, weights: Mapping[str, np.ndarray]) -> float:

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from serin.serve.rails.sentences import sentences
 
 _WORD = re.compile(r"\w+")
@@ -116,6 +118,12 @@ def bipia_attacks(data: Path) -> dict[str, list[str]]:
 def bipia_contexts(data: Path) -> list[str]:
     """BIPIA's e-mails."""
     return [row["context"] for row in read_jsonl(data / "bipia_indirect_injection/dev/email_train.jsonl.gz")]
+
+
+def held_out() -> dict[str, list[str]]:
+    """Hand-written turns that only judge the injection rail: ``clean``, ``attacks``, and a second list of each."""
+    found: dict[str, list[str]] = yaml.safe_load(Path(__file__).with_name("held_out.yaml").read_text(encoding="utf-8"))
+    return found
 
 
 def poison(context: str, instruction: str, place: str) -> str:

@@ -20,7 +20,8 @@ from serin.serve.rails import encoder
 from serin.serve.rails.encoder import WINDOW
 from serin.serve.rails.training import data as sets
 from serin.serve.rails.training.grammar import Grammar, gerund, vary
-from serin.serve.rails.training.injection import HELD_OUT_XQUAD, Examples, offset
+from serin.serve.rails.training.injection import HELD_OUT_XQUAD, Examples
+from serin.serve.rails.training.linear import offset
 from serin.serve.rails.training.student import Student
 
 logger = logging.getLogger(__name__)

@@ -22,7 +22,8 @@ from serin.serve.rails.normal import plain
 from serin.serve.rails.sentences import sentences
 from serin.serve.rails.training import data as sets
 from serin.serve.rails.training.grammar import Grammar, vary
-from serin.serve.rails.training.injection import HELD_OUT_XQUAD, Examples, array, known_passages, offset
+from serin.serve.rails.training.injection import HELD_OUT_XQUAD, Examples, known_passages
+from serin.serve.rails.training.linear import offset
 from serin.serve.rails.training.student import Student
 
 SEED = 21
@@ -115,6 +116,11 @@ def clean_passages(data: Path, rng: random.Random) -> list[str]:
     found += [answer for _, answer in sets.sample(sets.bitext(data), 600, rng)]
     found += [text[at : at + 1500] for text in sets.abcd(data)[::2] for at in range(0, min(len(text), 6000), 1500)]
     return [text for text in found + known_passages(data) if sentences(text)]
+
+
+def array(tensor: Tensor) -> np.ndarray:
+    """A tensor's values."""
+    return tensor.detach().numpy().copy()
 
 
 class PassageStudent(nn.Module):
