@@ -76,6 +76,11 @@ def test_an_attack_after_a_sentence_without_end_is_found(lead: int) -> None:
     assert injection.score(text) > injection.DEFAULT_THRESHOLD
 
 
+def test_an_attack_is_not_hidden_by_saying_it_again_and_again() -> None:
+    text = " ".join(f"{number}. {ATTACKS[0]}" for number in range(100))
+    assert injection.score(text) > injection.DEFAULT_THRESHOLD
+
+
 def test_a_huge_turn_is_judged_in_bounded_time() -> None:
     start = time.process_time()
     injection.score("where is my parcel today " * 20_000)

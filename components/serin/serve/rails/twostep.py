@@ -39,11 +39,6 @@ class Reading:
     """Of the longest reading."""
     _deep: dict[int, Array] = field(default_factory=dict)
 
-    @property
-    def excess(self) -> float:
-        """Logarithm of how many times longer than a window the text is; 0 for a turn of usual length."""
-        return math.log(max(1.0, self.pieces / WINDOW))
-
     def deep(self, indices: Sequence[int]) -> Array:
         """(indices, 2304): the second step's view of some parts."""
         missing = [i for i in indices if i not in self._deep]
@@ -57,8 +52,8 @@ def logit(text: str, weights: Weights) -> float:
 
     Args:
         weights: ``first.w`` (768,), ``first.b`` (1,) with the gate in it; ``last.w`` (2304,), ``last.b`` (1,) with the
-            calibrated threshold in it; ``length`` (1,), what is taken off for each factor e by which a text is longer
-            than a window: the highest of many parts is high by chance.
+            calibrated threshold in it; ``length`` (1,), what is taken off for each factor e by which the unsuspected
+            part of a text is longer than a window: the highest of many parts is high by chance.
     """
     return judge(read(text), weights)
 
@@ -67,17 +62,28 @@ def judge(reading: Reading, weights: Weights) -> float:
     """``logit`` of a text that was read before."""
     if not reading.parts:
         return NOTHING
-    first = reading.first @ weights["first.w"] + weights["first.b"][0]
+    first = _first(reading, weights)
     suspects = [int(i) for i in np.argsort(-first)[:MAX_DEEP] if first[i] > 0]
     if not suspects:
         return min(float(first.max()), 0.0) + UNSUSPECTED
     highest = float((reading.deep(suspects) @ weights["last.w"] + weights["last.b"][0]).max())
-    return highest - float(weights["length"][0]) * reading.excess
+    return highest - float(weights["length"][0]) * excess(reading, weights)
+
+
+def excess(reading: Reading, weights: Weights) -> float:
+    """Logarithm of how many times longer than a window the text is that the first step does not suspect, at least 0."""
+    unsuspected = reading.pieces * float((_first(reading, weights) <= 0).mean())
+    return math.log(max(1.0, unsuspected / WINDOW))
 
 
 def judge_first(reading: Reading, weights: Weights) -> float:
     """The first step's highest logit; over 0 goes on to the second."""
-    return float((reading.first @ weights["first.w"] + weights["first.b"][0]).max(initial=NOTHING))
+    return float(_first(reading, weights).max(initial=NOTHING))
+
+
+def _first(reading: Reading, weights: Weights) -> Array:
+    found: Array = reading.first @ weights["first.w"] + weights["first.b"][0]
+    return found
 
 
 def read(text: str) -> Reading:

@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 SPLIT = 2 * minilm.WIDTH
 """The first step's share of ``features``; the rest is the second's."""
 MAX_ITERATIONS = 300
+LEAST_EXCESS = 0.1
+"""For a clean long text that is suspected as a whole: nothing that is taken off for length keeps it."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,10 @@ def calibrate(
     weights["last.b"] = weights["last.b"] - _highest(
         [logits(texts, weights) for texts in turns], settings.quantile, "threshold"
     )
-    needed = [logits(texts, weights) / np.array([one.excess for one in texts]) for texts in long_texts]
+    needed = [
+        logits(texts, weights) / np.maximum(LEAST_EXCESS, [twostep.excess(one, weights) for one in texts])
+        for texts in long_texts
+    ]
     weights["length"][0] = max(0.0, _highest(needed, settings.long_quantile, "length"))
 
 
