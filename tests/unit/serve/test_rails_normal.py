@@ -65,3 +65,12 @@ def test_encoded_orders_are_read(dressed: str) -> None:
 def test_usual_text_has_few_readings(text: str) -> None:
     assert readings(text)[0] == text
     assert len(readings(text)) <= 2
+
+
+@pytest.mark.parametrize("word", ["a", "1", "ж", "яa", "a1", "a b ", "=A"])
+def test_a_huge_word_is_read_in_time_that_grows_with_its_length(word: str) -> None:
+    readings(word * 300_000)  # hours, where each letter would look for the next digit
+
+
+def test_a_long_word_is_respelt_in_parts_as_far_as_digits_stand_for_letters() -> None:
+    assert readings("1gn0re" * 8 + "x" * 30)[1] == "ignore" * 8 + "x" * 30

@@ -20,8 +20,8 @@ SENTENCE_PIECES = 48
 def score(text: str) -> float:
     """Probability-like score in [0, 1] that a user's turn is an injection or a jailbreak.
 
-    Each reading of the text (see ``rails.normal``) is judged in windows of 64 word pieces, in two steps
-    (``rails.twostep``); the highest score counts.
+    Each reading of the text (see ``rails.normal``) is judged sentence by sentence and in windows of 64 word pieces,
+    in two steps (``rails.twostep``); the highest score counts.
     """
     return encoder.sigmoid(twostep.logit(text, encoder.load("injection")))
 

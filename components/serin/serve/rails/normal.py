@@ -12,6 +12,8 @@ import unicodedata
 
 MAX_DECODED = 4
 """Encoded pieces that are opened in one text."""
+RESPELT_CHARS = 24
+"""Of a word, looked at together."""
 
 _LOOKALIKES = str.maketrans(
     "аеорсухіѕјԁԛԝһӏкмтвнгєзАВЕКМНОРСТУХІЅЈαβεηικνοπρτυχωΑΒΕΖΗΙΚΜΝΟΡΤΥΧɑɡɪıʟɴʀʏʙɢʜᴀᴄᴅᴇᴊᴋᴍᴏᴘᴛᴜᴠᴡᴢꜰꜱ",
@@ -26,9 +28,9 @@ _INVISIBLE = re.compile(
 )
 _MARKS = re.compile("([A-Za-z\u0400-\u04ff])[\u0300-\u036f\u0489\u20d0-\u20ff]+")
 _WORD = re.compile(r"\S+")
-_MIXED = re.compile("[A-Za-z].*[\u0370-\u04ff]|[\u0370-\u04ff].*[A-Za-z]")
+_LATIN, _FOREIGN = re.compile("[A-Za-z]"), re.compile("[\u0370-\u04ff]")
 _SPACED = re.compile(r"(?<![^\W_])(?:[^\W\d_][ .\-_*/|]){4,}[^\W\d_](?![^\W_])")
-_LEET = re.compile(r"(?=\S*[A-Za-z])(?=\S*[013457@$!|+€])\S{3,24}")
+_LAST_LETTER, _LAST_DIGIT = re.compile(r".*[A-Za-z]", re.DOTALL), re.compile(r".*[013457@$!|+€]", re.DOTALL)
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{16,}={0,2}")
 _HEX = re.compile(r"(?:[0-9a-fA-F]{2}[ :]?){8,}")
 _STOP = re.compile(r"\b(?:the|and|you|your|all|to|of|is|are|with|that|not|for|what|how|me)\b")
@@ -45,14 +47,14 @@ def plain(text: str) -> str:
     foreign = sum("\u0370" <= letter <= "\u04ff" for letter in text)
     if foreign == 0 or latin > foreign:
         return text.translate(_LOOKALIKES)
-    return _WORD.sub(lambda match: match[0].translate(_LOOKALIKES) if _MIXED.search(match[0]) else match[0], text)
+    return _WORD.sub(_one_alphabet, text)
 
 
 def readings(text: str) -> list[str]:
     """``plain(text)`` first, then other ways to read it, if there are any (seven at most)."""
     first = plain(text)
     found = [first]
-    respelt = _LEET.sub(_respell, _SPACED.sub(_join, first))
+    respelt = _WORD.sub(_respell, _SPACED.sub(_join, first))
     if respelt != first:
         found.append(respelt)
     found += _decoded(first)
@@ -66,12 +68,26 @@ def _join(match: re.Match[str]) -> str:
     return match[0][0::2]
 
 
+def _one_alphabet(match: re.Match[str]) -> str:
+    mixed = _LATIN.search(match[0]) and _FOREIGN.search(match[0])
+    return match[0].translate(_LOOKALIKES) if mixed else match[0]
+
+
 def _respell(match: re.Match[str]) -> str:
-    word = match[0].rstrip(".,;:?!")
+    """A word with digits for letters; a long one in parts, as far as letters and such digits follow."""
+    word = match[0]
+    letter, digit = _LAST_LETTER.match(word), _LAST_DIGIT.match(word)
+    end = min(letter.end(), digit.end(), len(word) - 2) if letter and digit else 0
+    parts = [_respelt(word[at : at + RESPELT_CHARS]) for at in range(0, end, RESPELT_CHARS)]
+    return "".join([*parts, word[RESPELT_CHARS * len(parts) :]])
+
+
+def _respelt(part: str) -> str:
+    word = part.rstrip(".,;:?!")
     letters = sum(letter.isalpha() for letter in word)
     respelt = word.translate(_DIGITS)
     plausible = 2 * letters >= len(word) and sum(letter.isalpha() for letter in respelt) >= len(word) - 1
-    return respelt + match[0][len(word) :] if plausible else match[0]
+    return respelt + part[len(word) :] if plausible else part
 
 
 def _decoded(text: str) -> list[str]:
