@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from serin.core.blas import hold_to_one_thread
 from serin.core.transformer import Array
 
 _EMBEDDINGS = (
@@ -36,6 +37,7 @@ class Bert:
     """The layers of one model folder; safe to share between threads."""
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        hold_to_one_thread()
         self.num_layers, self.width = int(config["num_hidden_layers"]), int(config["hidden_size"])
         self._num_heads = int(config["num_attention_heads"])
         self._epsilon = np.float32(config.get("layer_norm_eps", 1e-12))

@@ -39,7 +39,7 @@ class Embedder:
     name: str
     model_dir: Path
     num_threads: int | None
-    """Of torch; numpy keeps to OMP_NUM_THREADS."""
+    """Of torch; a handful of texts takes one."""
     _bert: "Bert | None" = field(repr=False)
     _tokenizer: Any = field(repr=False)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from serin.core.blas import hold_to_one_thread
 from serin.core.pieces import table, tokenizer
 from serin.core.transformer import Array, Weights, apply_layers, load_weights
 from serin.serve.rails.normal import readings
@@ -28,6 +29,7 @@ NOTHING = -30.0
 @lru_cache(maxsize=8)
 def load(name: str) -> dict[str, Array]:
     """Weights by name; half precision becomes float32."""
+    hold_to_one_thread()
     return load_weights(WEIGHTS / f"{name}.safetensors")
 
 
