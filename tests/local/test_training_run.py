@@ -52,7 +52,11 @@ def source(serin: Serin) -> Path:
 def killed_stages(serin: Serin, source: Path) -> list[str]:
     """Kill -9 the run while data_prep builds, while index builds, and in finetune after a checkpoint, as they come."""
     work = serin.home / "store" / ".work"
-    building = {"data_prep": "dataset-*/output", "finetune": "*/scratch/**/checkpoint*/*", "index": "index-*/output"}
+    building = {
+        "data_prep": "dataset-*/output",
+        "finetune": "*/scratch/**/checkpoints/[!.]*/state.json",  # a whole one: what is still written begins with a dot
+        "index": "index-*/output",
+    }
     killed = []
     while building:
 
