@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from serin.core.blas import hold_to_one_thread
+from serin.core.errors import InputError
 from serin.core.transformer import Array
 
 _EMBEDDINGS = (
@@ -46,7 +47,18 @@ class Bert:
 
     @classmethod
     def load(cls, folder: Path) -> "Bert | None":
-        """The model of a folder with ``config.json`` and ``model.safetensors``; None where it is another kind."""
+        """The model of a folder with ``config.json`` and ``model.safetensors``; None where it is another kind.
+
+        Raises:
+            InputError: a file is damaged.
+        """
+        try:
+            return cls._read(folder)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{folder} cannot be read as a BERT model ({error}): copy its files again.") from error
+
+    @classmethod
+    def _read(cls, folder: Path) -> "Bert | None":
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         plain = (
             config.get("model_type") == "bert"
@@ -120,8 +132,13 @@ class Bert:
         """The safetensors format: 8 bytes with the header's size, a JSON header, the data."""
         with self._file.open("rb") as stream:
             size = int.from_bytes(stream.read(8), "little")
+            whole = self._file.stat().st_size
+            if 8 + size > whole:
+                raise ValueError(f"{self._file.name} is cut off")
             header: dict[str, Any] = json.loads(stream.read(size))
         header.pop("__metadata__", None)
+        if 8 + size + max((entry["data_offsets"][1] for entry in header.values()), default=0) > whole:
+            raise ValueError(f"{self._file.name} is cut off")
         return {name: {**entry, "begin": 8 + size + entry["data_offsets"][0]} for name, entry in header.items()}
 
     @cached_property

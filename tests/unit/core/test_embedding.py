@@ -73,6 +73,25 @@ def test_a_folders_model_is_encoded_by_torch_where_it_differs_and_refused_where_
         Embedder.load(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", b"{"),
+        ("config.json", b'{"model_type": "bert"}'),
+        ("model.safetensors", b""),
+        ("model.safetensors", b"\xff" * 200),
+        ("model.safetensors", None),
+    ],
+)
+def test_a_damaged_file_of_a_folder_is_refused_in_a_sentence(tmp_path: Path, file: str, content: bytes | None) -> None:
+    source = Embedder.load().model_dir
+    for name in ("tokenizer.json", "config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((source / name).read_bytes())
+    (tmp_path / file).write_bytes((tmp_path / file).read_bytes()[:-100] if content is None else content)
+    with pytest.raises(InputError, match="cannot be read as a BERT model"):
+        Embedder.load(str(tmp_path))
+
+
 def test_no_text_gives_no_rows_and_an_empty_one_a_vector(embedder: Embedder) -> None:
     assert embedder.encode([]).shape == (0, 384)
     assert np.isclose(np.linalg.norm(embedder.encode([""])), 1, atol=1e-5)
